@@ -1,0 +1,1 @@
+"""Isinglass matches sparse local features between images: LightGlue and SuperGlue, from pixels to matches."""

@@ -1,0 +1,32 @@
+"""The exceptions of Isinglass: one tree, so that one `except IsinglassError` catches all of them.
+
+A message holds what came, what was expected, and the remedy. What is normal in this field (no match, no pose) is a
+result, never an exception.
+"""
+
+
+class IsinglassError(Exception):
+    """Anything that Isinglass itself raises."""
+
+
+class InputError(IsinglassError, ValueError):
+    """The caller's images, features or options cannot be used."""
+
+
+class WeightsError(IsinglassError):
+    """A checkpoint cannot be found, fetched, read or loaded."""
+
+
+class ChecksumError(WeightsError):
+    """A file is not the one its record names."""
+
+
+class LicenceError(WeightsError):
+    """A checkpoint's licence must be accepted before it is used."""
+
+
+class MissingExtra(IsinglassError, ImportError):
+    """A package that an extra of Isinglass installs is absent."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed. It comes with an extra: pip install 'isinglass[{extra}]'")

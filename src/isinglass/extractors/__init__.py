@@ -1,0 +1,1 @@
+"""Extractors: images in, features out. One file a model."""

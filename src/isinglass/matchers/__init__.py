@@ -1,0 +1,1 @@
+"""Matchers: features of two views in, matches out. One file a model."""

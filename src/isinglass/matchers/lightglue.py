@@ -1,0 +1,350 @@
+"""LightGlue: Local Feature Matching at Light Speed (Lindenberger, Sarlin, Pollefeys; ICCV 2023). Equations by number.
+
+Legend of shape suffixes: B batch of pairs, 2 views of a pair, N keypoints of a view (padded), T tokens of the layout in
+use, M and N keypoints of view 0 and 1 of one pair, D width, H heads, C channels a head. `...` stands for the token
+axes of either layout: (T,) packed or (B, 2, N) dense (isinglass.ops.attention).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from isinglass.errors import InputError
+from isinglass.ops.assignment import log_double_softmax, mutual_matches
+from isinglass.ops.attention import Dense, Layout, Packed
+from isinglass.ops.ragged import Ragged
+from isinglass.types import Features, Matches, check_pairs, match_batch
+from isinglass.weights import Pretrained
+
+MAX_TOKENS = 32768  # of one packed buffer: enough to fill a machine, about 1 GiB of activations at width 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class LightGlueConfig:
+    """Defaults are the paper's. Raises InputError where heads do not divide width into even parts."""
+
+    input_size: int = 256  # channels of the descriptors that come in
+    width: int = 256  # of the tokens
+    layers: int = 9
+    heads: int = 4
+    scale_orientation: bool = False  # also encode the keypoints' scale and orientation (SIFT)
+    depth_confidence: float | None = 0.95  # alpha of eq. 12: share of confident points to stop at; None = all layers
+    width_confidence: float | None = 0.99  # prune points less matchable than 1 - this (section 3.3); None = never
+    filter_threshold: float = 0.1  # tau of section 3.2: least score of a match
+
+    def __post_init__(self) -> None:
+        if self.width % (2 * self.heads):
+            raise InputError(f"width {self.width} cannot be split into {self.heads} heads of an even size")
+        if self.layers < 1:
+            raise InputError(f"layers is {self.layers}; expected at least 1")
+
+
+class FeedForward(nn.Sequential):
+    """The MLP of eq. 1, on state and message concatenated."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(
+            nn.Linear(2 * width, 2 * width), nn.LayerNorm(2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+
+
+class SelfAttention(nn.Module):
+    """Each point attends to all points of its image; scores depend on relative positions (eq. 1 to 3)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.ffn = FeedForward(width)
+
+    def forward(self, x: Tensor, rotation: Rotation, layout: Layout) -> Tensor:
+        """States (..., D) after the unit."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)
+        message = layout.attend_self(rotation.apply(q), rotation.apply(k), v)
+        return x + self.ffn(torch.cat([x, self.out(message.flatten(-2))], dim=-1))
+
+
+class CrossAttention(nn.Module):
+    """Each point attends to all points of the other image; one projection is key and query (eq. 4).
+
+    The similarity is symmetric. Computing it once for both directions saves a product but must hold the M x N matrix
+    of every head; two fused calls never do, and are faster from a few hundred keypoints on.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qk = nn.Linear(width, width)
+        self.v = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+        self.ffn = FeedForward(width)
+
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        """States (..., D) after the unit."""
+        qk, v = (project(x).unflatten(-1, (self.heads, -1)) for project in (self.qk, self.v))
+        message = layout.attend_cross(qk, qk, v)
+        return x + self.ffn(torch.cat([x, self.out(message.flatten(-2))], dim=-1))
+
+
+class Layer(nn.Module):
+    """One self- and one cross-attention unit."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.self_attention = SelfAttention(width, heads)
+        self.cross_attention = CrossAttention(width, heads)
+
+    def forward(self, x: Tensor, rotation: Rotation, layout: Layout) -> Tensor:
+        """States (..., D) after the layer."""
+        return self.cross_attention(self.self_attention(x, rotation, layout), layout)
+
+
+class Rotation(NamedTuple):
+    """The rotary encoding R(p) of eq. 3: each pair of channels is turned by an angle linear in the position."""
+
+    cos: Tensor  # (..., 1, C), each value twice: for both channels of a pair
+    sin: Tensor
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Turn queries or keys (..., H, C)."""
+        even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+        return x * self.cos + torch.stack([-odd, even], dim=-1).flatten(-2) * self.sin
+
+
+class Assignment(nn.Module):
+    """The prediction head of one layer (section 3.2)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.matchability = nn.Linear(width, 1)  # eq. 7, a logit
+        self.projection = nn.Linear(width, width)  # eq. 6
+
+    def forward(self, x0_BMD: Tensor, x1_BND: Tensor) -> Tensor:
+        """Log of the partial assignment (B, M, N), eq. 8."""
+        scale = x0_BMD.shape[-1] ** -0.25
+        projected0, projected1 = self.projection(x0_BMD) * scale, self.projection(x1_BND) * scale
+        similarity_BMN = projected0 @ projected1.mT
+        return log_double_softmax(
+            similarity_BMN, self.matchability(x0_BMD).squeeze(-1), self.matchability(x1_BND).squeeze(-1)
+        )
+
+
+class Prediction(NamedTuple):
+    """What one layer says of a dense batch; what a loss needs."""
+
+    log_assignment_BNN: Tensor
+    matchability_B2N: Tensor  # logits
+    confidence_B2N: Tensor | None  # logits, no gradient into the states; None at the last layer
+
+
+class LightGlue(Pretrained, nn.Module):
+    """The matcher. `LightGlue(config)` has random weights; `LightGlue.pretrained(name)` loads published or own ones."""
+
+    Config = LightGlueConfig
+    default_weights = "lightglue-aliked"
+
+    def __init__(self, config: LightGlueConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or LightGlueConfig()
+        same_size = config.input_size == config.width
+        self.input_projection = nn.Identity() if same_size else nn.Linear(config.input_size, config.width)
+        position_size = 4 if config.scale_orientation else 2
+        self.position_encoding = nn.Linear(position_size, config.width // config.heads // 2, bias=False)
+        nn.init.normal_(self.position_encoding.weight)
+        self.layers = nn.ModuleList(Layer(config.width, config.heads) for _ in range(config.layers))
+        self.assignments = nn.ModuleList(Assignment(config.width) for _ in range(config.layers))
+        self.confidences = nn.ModuleList(nn.Linear(config.width, 1) for _ in range(config.layers - 1))
+
+    @property
+    def name(self) -> str:
+        """As written into its matches."""
+        return self.weights_name
+
+    def confidence_threshold(self, layer: int) -> float:
+        """lambda_l of section 3.3 (appendix: 0.8 + 0.1 exp(-4 l / L)) for the 0-based `layer`."""
+        return 0.8 + 0.1 * math.exp(-4 * layer / self.config.layers)
+
+    def forward(
+        self,
+        keypoints_B2N2: Tensor,
+        descriptors_B2ND: Tensor,
+        image_size_B22: Tensor,
+        scale_orientation_B2N2: Tensor | None = None,
+        mask_B2N: Tensor | None = None,
+        every_layer: bool = False,
+    ) -> list[Prediction]:
+        """Predictions of the dense layout, without adaptivity: of the last layer, or of every layer (training).
+
+        The log assignment of padding is very low, so that it is nobody's match.
+        """
+        x_B2ND = self.input_projection(descriptors_B2ND)
+        rotation = self._rotation(keypoints_B2N2, image_size_B22, scale_orientation_B2N2)
+        layout = Dense(mask_B2N)
+        predictions = []
+        for i, layer in enumerate(self.layers):
+            x_B2ND = layer(x_B2ND, rotation, layout)
+            if every_layer or i == len(self.layers) - 1:
+                predictions.append(self._predict(i, x_B2ND, mask_B2N))
+        return predictions
+
+    def match(self, features0: Features, features1: Features) -> Matches:
+        """Matches of a batch of pairs; see `match_many`, which it is, with padding dropped before and added after."""
+        return match_batch(self, features0, features1)
+
+    @torch.inference_mode()
+    def match_many(self, features0: Sequence[Features], features1: Sequence[Features]) -> list[Matches]:
+        """One `Matches` a pair of a ragged list, adaptive in depth and width for each pair on its own.
+
+        A pair's result does not depend on its batch mates (up to rounding). Raises InputError on features that this
+        model was not made for, see `check_pairs`.
+        """
+        pairs = check_pairs(
+            features0, features1, matcher=self.name, accepts=self.accepts, descriptor_size=self.config.input_size
+        )
+        return [matches for chunk in _chunks(pairs) for matches in self._match_packed(chunk)]
+
+    # --- the parts of `forward` and `match_many`
+
+    def _rotation(self, keypoints: Tensor, image_size: Tensor, scale_orientation: Tensor | None) -> Rotation:
+        """Positions (..., 2) px, relative to the image's centre and half its long side, as angles (section 3.1)."""
+        if self.config.scale_orientation and scale_orientation is None:
+            raise InputError(f"{self.name!r} needs keypoints with scale and orientation (SIFT); these have none")
+        size = image_size.to(keypoints)
+        if keypoints.ndim > size.ndim:  # dense: one size serves the N keypoints of a view
+            size = size[..., None, :]
+        position = (keypoints - size / 2) / (size.amax(dim=-1, keepdim=True) / 2)
+        if self.config.scale_orientation and scale_orientation is not None:
+            position = torch.cat([position, scale_orientation.to(position)], dim=-1)
+        angle = self.position_encoding(position).repeat_interleave(2, dim=-1)[..., None, :]
+        return Rotation(angle.cos(), angle.sin())
+
+    def _predict(self, layer: int, x_B2ND: Tensor, mask_B2N: Tensor | None) -> Prediction:
+        head = self.assignments[layer]
+        matchability_B2N = head.matchability(x_B2ND).squeeze(-1)
+        projected_B2ND = head.projection(x_B2ND) * x_B2ND.shape[-1] ** -0.25
+        similarity_BNN = projected_B2ND[:, 0] @ projected_B2ND[:, 1].mT
+        padding_BNN = None if mask_B2N is None else ~(mask_B2N[:, 0, :, None] & mask_B2N[:, 1, None, :])
+        very_low = torch.finfo(similarity_BNN.dtype).min / 4
+        if padding_BNN is not None:
+            similarity_BNN = similarity_BNN.masked_fill(padding_BNN, very_low)
+        log_assignment_BNN = log_double_softmax(similarity_BNN, matchability_B2N[:, 0], matchability_B2N[:, 1])
+        if padding_BNN is not None:
+            log_assignment_BNN = log_assignment_BNN.masked_fill(padding_BNN, very_low)
+        last = layer == len(self.layers) - 1
+        confidence_B2N = None if last else self.confidences[layer](x_B2ND.detach()).squeeze(-1)
+        return Prediction(log_assignment_BNN, matchability_B2N, confidence_B2N)
+
+    def _match_packed(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
+        buffer = self._pack(pairs)
+        num_points = [one0.keypoints.shape[1] + one1.keypoints.shape[1] for one0, one1 in pairs]
+        matches: dict[int, tuple[Tensor, Tensor]] = {}
+        buffer.keep(None, (), 0)  # a pair with an empty view never enters
+        for i, layer in enumerate(self.layers):
+            if not buffer.pairs:
+                break
+            buffer.state_T = layer(buffer.state_T, Rotation(*buffer.constant_T), Packed(tuple(buffer.lengths)))
+            last = i == len(self.layers) - 1
+            confidence_T = None if last else self._confidence(i, buffer)
+            finished = set(buffer.pairs) if last else self._finished(i, buffer, confidence_T, num_points)
+            for pair, x0_MD, x1_ND, place0_M, place1_N in buffer.views(finished):
+                log_assignment_BMN = self.assignments[i](x0_MD[None], x1_ND[None])
+                index_BM, score_BM = mutual_matches(log_assignment_BMN, self.config.filter_threshold)
+                matched_M = torch.where(index_BM[0] < 0, -1, place1_N[index_BM[0]])
+                matches[pair] = _scatter(place0_M, matched_M, score_BM[0], pairs[pair][0].keypoints.shape[1])
+            buffer.keep(None if last else self._matchable(i, buffer, confidence_T), finished, i + 1)
+        return [self._report(buffer, i, matches.get(i), pair) for i, pair in enumerate(pairs)]
+
+    def _pack(self, pairs: Sequence[tuple[Features, Features]]) -> Ragged:
+        views = [view for pair in pairs for view in pair]
+        lengths = [view.keypoints.shape[1] for view in views]
+        like = self.position_encoding.weight
+        keypoints_T2 = torch.cat([view.keypoints[0] for view in views]).to(like)
+        size_T2 = torch.cat([view.image_size.expand(n, 2) for view, n in zip(views, lengths, strict=True)])
+        scale_orientation_T2 = None
+        if self.config.scale_orientation:
+            scale_orientation_T2 = torch.cat([_scale_orientation(view, self.name) for view in views]).to(like)
+        x_TD = self.input_projection(torch.cat([view.descriptors[0] for view in views]).to(like))
+        return Ragged.pack(x_TD, self._rotation(keypoints_T2, size_T2, scale_orientation_T2), lengths)
+
+    def _confidence(self, layer: int, buffer: Ragged) -> Tensor | None:
+        """(T,) how sure each point's prediction is of being final (eq. 11)."""
+        if self.config.depth_confidence is None:
+            return None
+        confidence_T = torch.sigmoid(self.confidences[layer](buffer.state_T)).squeeze(-1)
+        buffer.note(confidence_T)
+        return confidence_T
+
+    def _finished(
+        self, layer: int, buffer: Ragged, confidence_T: Tensor | None, num_points: Sequence[int]
+    ) -> Collection[int]:
+        """Pairs whose share of confident points exceeds alpha (eq. 12). Pruned points count as confident."""
+        if confidence_T is None or self.config.depth_confidence is None:
+            return ()
+        unconfident = buffer.count(confidence_T < self.confidence_threshold(layer))
+        return {
+            pair
+            for pair, count in zip(buffer.pairs, unconfident, strict=True)
+            if 1 - count / num_points[pair] > self.config.depth_confidence
+        }
+
+    def _matchable(self, layer: int, buffer: Ragged, confidence_T: Tensor | None) -> Tensor | None:
+        """(T,) bool, False = prune: confident and unmatchable (section 3.3). None = prune nothing."""
+        if self.config.width_confidence is None:
+            return None
+        matchability_T = torch.sigmoid(self.assignments[layer].matchability(buffer.state_T)).squeeze(-1)
+        keep_T = matchability_T > 1 - self.config.width_confidence
+        return keep_T if confidence_T is None else keep_T | (confidence_T <= self.confidence_threshold(layer))
+
+    def _report(
+        self, buffer: Ragged, i: int, found: tuple[Tensor, Tensor] | None, pair: tuple[Features, Features]
+    ) -> Matches:
+        none = pair[0].keypoints.new_zeros(0)
+        indices, scores = found or _scatter(none.long(), none.long(), none, pair[0].keypoints.shape[1])
+        left0, left1 = buffer.report(buffer.left_at_A, i)
+        adaptive_depth = self.config.depth_confidence is not None
+        confidence0, confidence1 = buffer.report(buffer.note_A, i)
+        return Matches(
+            indices=indices[None],
+            scores=scores[None],
+            stop_layer=torch.cat([left0, left1, left0.new_zeros(1)]).max()[None],
+            pruned_at0=left0[None],
+            pruned_at1=left1[None],
+            confidences0=confidence0[None] if adaptive_depth else None,
+            confidences1=confidence1[None] if adaptive_depth else None,
+            matcher=self.name,
+        )
+
+
+def _scale_orientation(view: Features, name: str) -> Tensor:
+    if view.scales is None or view.orientations is None:
+        raise InputError(f"{name!r} needs keypoints with scale and orientation (SIFT); these have none")
+    return torch.stack([view.scales[0], view.orientations[0]], dim=-1)
+
+
+def _scatter(place_M: Tensor, matched_M: Tensor, score_M: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Matches of the points that were left, as matches of all `count` points there were."""
+    indices = place_M.new_full((count,), -1)
+    scores = score_M.new_zeros(count, dtype=torch.float32)
+    indices[place_M], scores[place_M] = matched_M, score_M.float()
+    return indices, scores
+
+
+def _chunks(pairs: Sequence[tuple[Features, Features]]) -> Iterator[list[tuple[Features, Features]]]:
+    """Runs of pairs with at most MAX_TOKENS keypoints together; a larger pair comes alone."""
+    chunk, tokens = [], 0
+    for pair in pairs:
+        count = pair[0].keypoints.shape[1] + pair[1].keypoints.shape[1]
+        if chunk and tokens + count > MAX_TOKENS:
+            yield chunk
+            chunk, tokens = [], 0
+        chunk.append(pair)
+        tokens += count
+    if chunk:
+        yield chunk

@@ -1,0 +1,1 @@
+"""Operations that the networks share: attention, keypoints, assignment. Tensors in, tensors out."""

@@ -1,0 +1,336 @@
+"""Images -> Features -> Matches: the models, and everything around them that turns photos into their input.
+
+`match("a.jpg", "b.jpg")` does the right thing with no options. A `Pipeline` is the same with the models kept, for many
+images: features are extracted once per image, and pairs are matched in batches.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from typing import Literal, TypedDict, Unpack
+
+import torch
+from torch import Tensor
+
+from isinglass.errors import InputError
+from isinglass.extractors.aliked import ALIKED
+from isinglass.extractors.disk import DISK
+from isinglass.extractors.sift import SIFT
+from isinglass.extractors.superpoint import SuperPoint
+from isinglass.extractors.xfeat import XFeat
+from isinglass.images import (
+    ImageSource,
+    View,
+    exif_orientation,
+    features_to_original,
+    read_image,
+    read_mask,
+    resized,
+    tiles,
+    turned,
+    upright,
+    whole,
+)
+from isinglass.matchers.lightglue import LightGlue
+from isinglass.matchers.nearest import Nearest
+from isinglass.matchers.superglue import SuperGlue
+from isinglass.ops.keypoints import distinct
+from isinglass.types import Extractor, Features, Matcher, Matches
+from isinglass.weights import record, records
+
+EXTRACTORS = {"ALIKED": ALIKED, "DISK": DISK, "SuperPoint": SuperPoint, "XFeat": XFeat}
+MATCHERS = {"LightGlue": LightGlue, "SuperGlue": SuperGlue}
+HANDMADE = ("sift", "rootsift")  # extractors without weights
+ALIASES = {"aliked": "aliked-n16"}  # short name -> the weights it stands for
+CHEAP_KEYPOINTS = 512  # of the pass that chooses among four turns
+
+
+class OptionsDict(TypedDict, total=False):
+    """The fields of `Options`, for keyword arguments."""
+
+    extractor: str
+    matcher: str
+    max_keypoints: int | None
+    resize: int | None
+    rotation: Literal["none", "exif", "auto"]
+    tile: int | None
+    tile_overlap: int
+    min_distance: float
+    device: str | None
+    accept_licence: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How images become features and matches. Raises InputError on values that make no sense.
+
+    extractor       name of weights ("aliked-n16", see `isinglass models`), "aliked" for short, "sift", "rootsift"
+    matcher         "lightglue" or "superglue" (the weights made for the extractor), "nearest", or a name of weights
+    max_keypoints   an image; None = all
+    resize          px, the long side that extractors see; None = as it is. Results are in original pixels always
+    rotation        "none" = pixels as stored; "exif" = upright as the file says; "auto" = of four quarter turns of the
+                    second image the one with most matches
+    tile            px, side of the squares that a larger (resized) image is cut into; None = never
+    tile_overlap    px that neighbouring tiles share
+    min_distance    px of the resized image; of two keypoints nearer than that the weaker goes
+    device          "cpu", "cuda", "mps"; None = the best there is
+    accept_licence  of weights that are not for commercial use
+    """
+
+    extractor: str = "aliked"
+    matcher: str = "lightglue"
+    max_keypoints: int | None = 2048
+    resize: int | None = 1024
+    rotation: Literal["none", "exif", "auto"] = "exif"
+    tile: int | None = None
+    tile_overlap: int = 64
+    min_distance: float = 1.0
+    device: str | None = None
+    accept_licence: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rotation not in ("none", "exif", "auto"):
+            raise InputError(f"rotation is {self.rotation!r}; expected 'none', 'exif' or 'auto'")
+        for name, least in (("max_keypoints", 0), ("resize", 1), ("tile", 64)):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < least):
+                raise InputError(f"{name} is {value!r}; expected an integer of at least {least}, or None")
+        if self.tile is not None and not 0 <= self.tile_overlap < self.tile:
+            raise InputError(f"tile_overlap is {self.tile_overlap}; expected 0 to under tile = {self.tile}")
+        if self.min_distance < 0:
+            raise InputError(f"min_distance is {self.min_distance}; expected 0 px or more")
+
+    @classmethod
+    def of(cls, **values: Unpack[OptionsDict]) -> Options:
+        """From keyword arguments; an unknown one is an InputError that names the known ones."""
+        known = [one.name for one in fields(cls)]
+        if unknown := sorted(set(values) - set(known)):
+            raise InputError(f"unknown option {', '.join(map(repr, unknown))}; known are {', '.join(known)}")
+        return cls(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchResult:
+    """Two images' features and their matches, and how long each stage took."""
+
+    features0: Features
+    features1: Features
+    matches: Matches
+    timings_ms: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def points0(self) -> Tensor:
+        """(M, 2) float32, matched keypoints of the first image in its original pixels."""
+        return self.features0.keypoints[0, self.matches.pairs()[:, 0]]
+
+    @property
+    def points1(self) -> Tensor:
+        """(M, 2) float32, what they match in the second image, in its original pixels."""
+        return self.features1.keypoints[0, self.matches.pairs()[:, 1]]
+
+    @property
+    def scores(self) -> Tensor:
+        """(M,) in [0, 1]."""
+        return self.matches.pair_scores()
+
+    @property
+    def turns1(self) -> int:
+        """Quarter turns (and 4 if mirrored) that the second image was given before extraction; see Features.turns."""
+        return 0 if self.features1.turns is None else int(self.features1.turns[0])
+
+
+class Pipeline:
+    """The models of some `Options`, loaded once. Options are fields of `Options`; unknown ones are an InputError."""
+
+    def __init__(
+        self,
+        *,
+        custom_extractor: Extractor | None = None,
+        custom_matcher: Matcher | None = None,
+        **options: Unpack[OptionsDict],
+    ) -> None:
+        self.options = Options.of(**options)
+        self.device = torch.device(self.options.device or _best_device())
+        self.timings_ms: dict[str, float] = {}
+        with self._timed("load"):
+            self.extractor = custom_extractor or _load_extractor(self.options, self.device)
+            self.matcher = custom_matcher or _load_matcher(self.options, self.device)
+
+    def extract(self, image: ImageSource, mask: ImageSource | None = None) -> Features:
+        """Features of one image, in its original pixels, wherever the image was resized, turned or tiled."""
+        return self.extract_turns(image, mask, turns=1)[0]
+
+    def extract_turns(self, image: ImageSource, mask: ImageSource | None = None, *, turns: int = 4) -> list[Features]:
+        """Features of one image under 0, 1, ... `turns` - 1 quarter turns, all in its original pixels."""
+        with self._timed("read"):
+            view = self._read(image, mask)
+        with self._timed("extract"):
+            return [self._extract(turned(view, turn)) for turn in range(turns)]
+
+    def match(
+        self,
+        image0: ImageSource,
+        image1: ImageSource,
+        *,
+        mask0: ImageSource | None = None,
+        mask1: ImageSource | None = None,
+    ) -> MatchResult:
+        """Matches of two images. Masks keep keypoints where they are not zero. Raises InputError on bad images."""
+        self.timings_ms = {}
+        features0 = self.extract(image0, mask0)
+        candidates = self.extract_turns(image1, mask1, turns=self.turns)
+        return self.match_features([features0], [candidates])[0]
+
+    def match_features(
+        self, features0: Sequence[Features], candidates1: Sequence[Sequence[Features]]
+    ) -> list[MatchResult]:
+        """Matches of many pairs in ragged batches; the second views as `extract_turns` gives them, of `turns` turns.
+
+        `timings_ms` of the results hold what this pipeline did since its last `match`.
+        """
+        with self._timed("match"):
+            views0 = [one.to(self.device) for one in features0]
+            views1 = [self._best_turn(*pair) for pair in zip(views0, candidates1, strict=True)]
+            matches = self.matcher.match_many(views0, views1)
+        return [
+            MatchResult(features0=one0, features1=one1, matches=found, timings_ms=dict(self.timings_ms))
+            for one0, one1, found in zip(views0, views1, matches, strict=True)
+        ]
+
+    @property
+    def turns(self) -> int:
+        """How many quarter turns of a second view are tried."""
+        return 4 if self.options.rotation == "auto" else 1
+
+    # --- from an image to features
+
+    def _read(self, image: ImageSource, mask: ImageSource | None) -> View:
+        pixels = read_image(image)
+        size = pixels.shape[2], pixels.shape[1]
+        view = whole(pixels, None if mask is None else read_mask(mask, size))
+        if self.options.rotation != "none":
+            view = upright(view, exif_orientation(image))
+        return resized(view, self.options.resize)
+
+    def _extract(self, view: View) -> Features:
+        """All tiles' features in original pixels, without near-duplicates, the best `max_keypoints`."""
+        cut = self.options.tile is not None and max(view.size) > self.options.tile
+        parts = tiles(view, self.options.tile, self.options.tile_overlap) if cut and self.options.tile else [view]
+        found = [features_to_original(part, self._extract_part(part)) for part in parts]
+        features = found[0] if len(found) == 1 else _joined(found)
+        scale = float(torch.linalg.det(view.to_original[:, :2]).abs().sqrt())  # original px of one px of the view
+        kept = distinct(features.keypoints[0], features.scores[0], self.options.min_distance * scale)
+        if len(kept) < features.keypoints.shape[1]:
+            features = features.select(kept)
+        limit = self.options.max_keypoints
+        if limit is not None and features.keypoints.shape[1] > limit:
+            features = features.top(limit)
+        return features
+
+    def _extract_part(self, view: View) -> Features:
+        images_BCHW = view.image[None].to(self.device)
+        mask_BHW = None if view.mask is None else view.mask[None].to(self.device)
+        return self.extractor.extract(images_BCHW, mask_BHW)[0]
+
+    def _best_turn(self, features0: Features, candidates: Sequence[Features]) -> Features:
+        """Of one image's features under several turns those with most matches in a cheap pass; ties: the first."""
+        candidates = [one.to(self.device) for one in candidates]
+        if len(candidates) == 1:
+            return candidates[0]
+        few0 = features0.top(CHEAP_KEYPOINTS)
+        few1 = [one.top(CHEAP_KEYPOINTS) for one in candidates]
+        counts = [len(one.pairs()) for one in self.matcher.match_many([few0] * len(few1), few1)]
+        return candidates[counts.index(max(counts))]
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elapsed_ms = (time.perf_counter() - start) * 1e3
+        self.timings_ms[stage] = self.timings_ms.get(stage, 0.0) + elapsed_ms
+
+
+def match(image0: ImageSource, image1: ImageSource, **options: Unpack[OptionsDict]) -> MatchResult:
+    """Match two photos: paths, PIL images, arrays or tensors; options are the fields of `Options`.
+
+    The models stay loaded for the next call with the same options. Points are (x, y) px of the original images,
+    (0, 0) = centre of the top-left pixel. No match is a result, with M = 0. Raises InputError on images or options that
+    cannot be used, WeightsError where weights cannot be had.
+    """
+    return _pipeline(Options.of(**options)).match(image0, image1)
+
+
+def extract(image: ImageSource, **options: Unpack[OptionsDict]) -> Features:
+    """Features of one photo, in its original pixels; options as for `match`."""
+    return _pipeline(Options.of(**options)).extract(image)
+
+
+@functools.lru_cache(maxsize=2)
+def _pipeline(options: Options) -> Pipeline:
+    return Pipeline(**{one.name: getattr(options, one.name) for one in fields(options)})
+
+
+# --- which model a name means
+
+
+def extractor_weights(name: str) -> str:
+    """The full name that an extractor's short name stands for."""
+    return ALIASES.get(name, name)
+
+
+def matcher_weights(name: str, extractor: str) -> str:
+    """The weights that `name` ("lightglue", "superglue", or a name of weights) means for an extractor's features.
+
+    Raises InputError where there are none for it.
+    """
+    families = {kind.lower(): kind for kind in MATCHERS}
+    if name == "nearest" or name not in families:
+        return name
+    fitting = [one.name for one in records(families[name]) if one.accepts is None or extractor in one.accepts]
+    if not fitting:
+        raise InputError(
+            f"there are no {name} weights for features of {extractor!r}. Choose matcher 'nearest', or an extractor "
+            f"among {', '.join(sorted({e for one in records(families[name]) for e in one.accepts or ()}))}"
+        )
+    return fitting[0]
+
+
+def _load_extractor(options: Options, device: torch.device) -> Extractor:
+    name, limit = extractor_weights(options.extractor), options.max_keypoints
+    # a few more than wanted, so that as many as wanted remain when near-duplicates go
+    wanted = limit if limit is None or options.min_distance == 0 else limit + limit // 16
+    if name in HANDMADE:
+        return SIFT(SIFT.Config(rootsift=name == "rootsift", max_keypoints=wanted))
+    kind = record(name).model
+    if kind not in EXTRACTORS:
+        raise InputError(f"{name!r} are weights of {kind}, no extractor; see `isinglass models`")
+    return EXTRACTORS[kind].pretrained(name, device=device, accept_licence=options.accept_licence, max_keypoints=wanted)
+
+
+def _load_matcher(options: Options, device: torch.device) -> Matcher:
+    name = matcher_weights(options.matcher, extractor_weights(options.extractor))
+    if name == "nearest":
+        return Nearest()
+    kind = record(name).model
+    if kind not in MATCHERS:
+        raise InputError(f"{name!r} are weights of {kind}, no matcher; see `isinglass models`")
+    return MATCHERS[kind].pretrained(name, device=device, accept_licence=options.accept_licence)
+
+
+def _joined(parts: Sequence[Features]) -> Features:
+    """The keypoints of several parts of one image as one set."""
+    names = ("keypoints", "descriptors", "scores", "scales", "orientations")
+    present = [name for name in names if getattr(parts[0], name) is not None]
+    return replace(parts[0], **{name: torch.cat([getattr(one, name) for one in parts], dim=1) for name in present})
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
