@@ -49,7 +49,7 @@ class Features:
     descriptors   (B, N, D)
     scores        (B, N) detection scores, higher is better; not comparable between extractors
     image_size    (B, 2) (width, height) px of the original image
-    mask          (B, N) bool, False = padding; None = no padding
+    mask          (B, N) bool, False = padding, which comes last; None = no padding
     scales        (B, N) px, diameter of the keypoint's support; None unless the detector estimates it (SIFT)
     orientations  (B, N) rad, from +x towards +y (clockwise as seen); None likewise
     turns         (B,) int64, how the extractor saw each image: turned by 0 to 3 quarter turns counter-clockwise, and
@@ -320,6 +320,8 @@ def _check_single(one: Features, where: str) -> None:
         raise InputError(
             f"{where} has keypoints in the convention {one.signature.convention!r}; expected {PIXEL_CONVENTION!r}"
         )
+    if not bool(((one.image_size > 0) & torch.isfinite(one.image_size)).all()):
+        raise InputError(f"{where} is of an image of {one.image_size.tolist()} px; expected a width and height over 0")
     for name in ("keypoints", "descriptors", "scores"):
         if not bool(torch.isfinite(getattr(one, name)).all()):
             raise InputError(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from isinglass.errors import InputError
-from isinglass.matchers.lightglue import LightGlue, LightGlueConfig, _chunks
+from isinglass.matchers.lightglue import LightGlue, LightGlueConfig
 from isinglass.ops.attention import reference_attention
 from isinglass.types import Features, Matches, Signature
 
@@ -134,7 +134,9 @@ def test_packed_equals_the_literal_twin():
         index0, index1 = probability.argmax(1), probability.argmax(0)
         mutual = index1[index0] == torch.arange(len(index0))
         assert torch.equal(matches.indices[0], torch.where(mutual, index0, -1))
-        torch.testing.assert_close(matches.scores[0], torch.where(mutual, probability.max(1).values, 0), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            matches.scores[0], torch.where(mutual, probability.max(1).values, 0), atol=1e-5, rtol=0
+        )
         assert matches.stop_layer.tolist() == [5]
         assert matches.confidences0 is None
 
@@ -294,8 +296,15 @@ def test_scale_and_orientation_matter_where_they_are_encoded():
 def test_long_lists_are_cut_into_buffers_of_bounded_size(monkeypatch):
     monkeypatch.setattr("isinglass.matchers.lightglue.MAX_TOKENS", 100)
     pairs = [make_pair(30, 30, seed=i) for i in range(4)] + [make_pair(90, 90)]
-    assert [len(chunk) for chunk in _chunks(pairs)] == [1, 1, 1, 1, 1]
-    assert len(random_model().match_many(*zip(*pairs, strict=True))) == 5
+    model, buffers = random_model(), []
+    monkeypatch.setattr(
+        model, "_match_packed", lambda chunk: buffers.append(len(chunk)) or LightGlue._match_packed(model, chunk)
+    )
+    assert len(model.match_many(*zip(*pairs, strict=True))) == 5
+    assert buffers == [1, 1, 1, 1, 1]
+    monkeypatch.setattr("isinglass.matchers.lightglue.MAX_TOKENS", 130)
+    model.match_many(*zip(*pairs, strict=True))
+    assert buffers[5:] == [2, 2, 1]
 
 
 # --- the published implementation
@@ -351,3 +360,43 @@ def test_published_weights_in_a_batch_of_eight(shared):
         assert torch.equal(in_batch.indices, alone.indices)
         torch.testing.assert_close(in_batch.scores, alone.scores, atol=1e-4, rtol=0)
         assert torch.equal(in_batch.stop_layer, alone.stop_layer)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("layers", "width", "heads"), [(2, 32, 2), (9, 256, 4), (3, 48, 1)])
+def test_the_transformers_class_with_the_same_random_parameters(layers, width, heads):
+    """Its matching part on our features; scores within 1e-4. It normalises both views by one image size."""
+    lightglue = pytest.importorskip("transformers").LightGlueForKeypointMatching
+    from transformers import LightGlueConfig as TheirConfig
+    from transformers import SuperPointConfig
+
+    from isinglass.weights import convert
+
+    config = TheirConfig(
+        keypoint_detector_config=SuperPointConfig(descriptor_decoder_dim=64),
+        descriptor_dim=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        depth_confidence=-1.0,
+        width_confidence=-1.0,
+        filter_threshold=0.0,
+    )
+    theirs = lightglue(config).eval()
+    for parameter in theirs.parameters():
+        parameter.copy_(torch.randn(parameter.shape) * (parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.3))
+    for layer in theirs.transformer_layers:
+        layer.cross_attention.k_proj.load_state_dict(layer.cross_attention.q_proj.state_dict())
+    options = {"input_size": 64, "width": width, "layers": layers, "heads": heads}
+    ours = LightGlue(
+        LightGlueConfig(**options, depth_confidence=None, width_confidence=None, filter_threshold=0.0)
+    ).eval()
+    ours.load_state_dict(convert.lightglue_transformers(theirs.state_dict()))
+    assert convert.infer_config("LightGlue", ours.state_dict()) == {**options, "scale_orientation": False}
+    pair = make_pair(60, 60, channels=64)
+    (keypoints, descriptors, _), _ = dense_batch([pair])
+    mask = torch.ones(1, 2, 60, dtype=torch.int64)
+    matches, scores, *_ = theirs._match_image_pair(keypoints, descriptors, 480, 640, mask=mask)
+    found = ours.match(*pair)
+    assert torch.equal(found.indices[0], matches.reshape(2, 60)[0].long())
+    torch.testing.assert_close(found.scores[0], scores.reshape(2, 60)[0], atol=1e-4, rtol=0)
+    assert (found.scores > 0.01).sum() > 5, "scores must not be all but zero, or this proves nothing"

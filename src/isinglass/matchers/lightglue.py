@@ -8,9 +8,9 @@ axes of either layout: (T,) packed or (B, 2, N) dense (isinglass.ops.attention).
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from isinglass.errors import InputError
 from isinglass.ops.assignment import log_double_softmax, mutual_matches
 from isinglass.ops.attention import Dense, Layout, Packed
 from isinglass.ops.ragged import Ragged
-from isinglass.types import Features, Matches, check_pairs, match_batch
+from isinglass.types import Features, Matches, check_pairs, chunk_pairs, match_batch
 from isinglass.weights import Pretrained
 
 MAX_TOKENS = 32768  # of one packed buffer: enough to fill a machine, about 1 GiB of activations at width 256
@@ -147,8 +147,8 @@ class Prediction(NamedTuple):
 class LightGlue(Pretrained, nn.Module):
     """The matcher. `LightGlue(config)` has random weights; `LightGlue.pretrained(name)` loads published or own ones."""
 
-    Config = LightGlueConfig
-    default_weights = "lightglue-aliked"
+    Config: ClassVar[type] = LightGlueConfig
+    default_weights: ClassVar[str] = "lightglue-aliked"
 
     def __init__(self, config: LightGlueConfig | None = None) -> None:
         super().__init__()
@@ -208,7 +208,7 @@ class LightGlue(Pretrained, nn.Module):
         pairs = check_pairs(
             features0, features1, matcher=self.name, accepts=self.accepts, descriptor_size=self.config.input_size
         )
-        return [matches for chunk in _chunks(pairs) for matches in self._match_packed(chunk)]
+        return [matches for chunk in chunk_pairs(pairs, MAX_TOKENS) for matches in self._match_packed(chunk)]
 
     # --- the parts of `forward` and `match_many`
 
@@ -334,17 +334,3 @@ def _scatter(place_M: Tensor, matched_M: Tensor, score_M: Tensor, count: int) ->
     scores = score_M.new_zeros(count, dtype=torch.float32)
     indices[place_M], scores[place_M] = matched_M, score_M.float()
     return indices, scores
-
-
-def _chunks(pairs: Sequence[tuple[Features, Features]]) -> Iterator[list[tuple[Features, Features]]]:
-    """Runs of pairs with at most MAX_TOKENS keypoints together; a larger pair comes alone."""
-    chunk, tokens = [], 0
-    for pair in pairs:
-        count = pair[0].keypoints.shape[1] + pair[1].keypoints.shape[1]
-        if chunk and tokens + count > MAX_TOKENS:
-            yield chunk
-            chunk, tokens = [], 0
-        chunk.append(pair)
-        tokens += count
-    if chunk:
-        yield chunk

@@ -1,0 +1,197 @@
+"""SuperGlue: Learning Feature Matching with Graph Neural Networks (Sarlin, DeTone, Malisiewicz, Rabinovich; CVPR 2020).
+
+Equations by number. Legend of shape suffixes: B batch of pairs, 2 views of a pair, N keypoints of a view (padded),
+T tokens of all pairs of a packed buffer, M and N keypoints of view 0 and 1, D width. `...` stands for the token axes of
+either layout: (T,) packed or (B, 2, N) dense (isinglass.ops.attention).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from isinglass.errors import InputError
+from isinglass.ops.assignment import log_sinkhorn, mutual_matches
+from isinglass.ops.attention import Dense, Layout, Packed
+from isinglass.types import Features, Matches, check_pairs, chunk_pairs, match_batch
+from isinglass.weights import Pretrained
+
+MAX_TOKENS = 32768  # of one packed buffer: enough to fill a machine, under 0.5 GiB of activations at width 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuperGlueConfig:
+    """Defaults are the published code's. Raises InputError where the heads do not divide the width."""
+
+    width: int = 256  # channels of the descriptors that come in, and of the states
+    layers: int = 18  # L of the paper; the first, third, ... attend within a view, the others to the other view
+    heads: int = 4
+    encoder_widths: tuple[int, ...] = (32, 64, 128, 256)  # hidden layers of the keypoint encoder
+    sinkhorn_iterations: int = 100  # T of section 3.2
+    filter_threshold: float = 0.2  # least probability of a match, exclusive
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise InputError(f"width {self.width} cannot be split into {self.heads} heads of one size")
+        if self.layers < 1 or self.sinkhorn_iterations < 1:
+            raise InputError(
+                f"layers is {self.layers} and sinkhorn_iterations {self.sinkhorn_iterations}; expected at least 1"
+            )
+
+
+class MLP(nn.Sequential):
+    """Linear layers on the last axis, all but the last followed by batch normalisation and ReLU."""
+
+    def __init__(self, *widths: int) -> None:
+        modules = []
+        for i in range(1, len(widths)):
+            modules += [nn.Linear(widths[i - 1], widths[i]), nn.BatchNorm1d(widths[i]), nn.ReLU()]
+        super().__init__(*modules[:-2])
+        nn.init.zeros_(modules[-3].bias)
+
+    def forward(self, input: Tensor, sample: Tensor | None = None) -> Tensor:
+        """(..., C') of tokens (..., C).
+
+        `sample` (...) bool: the tokens that batch statistics are taken over and that the result holds for; None = all
+        tokens, by the running statistics.
+        """
+        x = input
+        for module in self:
+            x = _batch_norm(module, x, sample) if isinstance(module, nn.BatchNorm1d) else module(x)
+        return x
+
+
+class AttentionalPropagation(nn.Module):
+    """One layer of the graph network: each keypoint takes in a message from one or the other view (eq. 3)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.mlp = MLP(2 * width, 2 * width, width)
+
+    def forward(self, x: Tensor, layout: Layout, cross: bool, sample: Tensor | None = None) -> Tensor:
+        """States (..., D) after the layer."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)  # eq. 5
+        attended = layout.attend_cross(q, k, v) if cross else layout.attend_self(q, k, v)  # eq. 4
+        message = self.out(attended.flatten(-2))
+        return x + self.mlp(torch.cat([x, message], dim=-1), sample)
+
+
+class SuperGlue(Pretrained, nn.Module):
+    """The matcher. `SuperGlue(config)` has random weights; `SuperGlue.pretrained(name)` loads published or own ones.
+
+    The published weights are for SuperPoint and for non-commercial use only.
+    """
+
+    Config: ClassVar[type] = SuperGlueConfig
+    default_weights: ClassVar[str] = "superglue-outdoor"
+
+    def __init__(self, config: SuperGlueConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or SuperGlueConfig()
+        self.keypoint_encoder = MLP(3, *config.encoder_widths, config.width)
+        self.layers = nn.ModuleList(AttentionalPropagation(config.width, config.heads) for _ in range(config.layers))
+        self.final_projection = nn.Linear(config.width, config.width)
+        self.bin_score = nn.Parameter(torch.tensor(1.0))  # z of eq. 8
+
+    @property
+    def name(self) -> str:
+        """As written into its matches."""
+        return self.weights_name
+
+    def forward(
+        self,
+        keypoints_B2N2: Tensor,
+        descriptors_B2ND: Tensor,
+        scores_B2N: Tensor,
+        image_size_B22: Tensor,
+        mask_B2N: Tensor | None = None,
+    ) -> Tensor:
+        """Log of the augmented assignment (B, N + 1, N + 1) in the dense layout; the last row and column are dustbins.
+
+        Its entries are what the loss of eq. 10 picks from; those of padding are very low. In training mode batch
+        normalisation takes its statistics over the keypoints of both views, padding left out; that needs more than one
+        keypoint in the batch.
+        """
+        sample = None
+        if self.training:
+            sample = torch.ones_like(scores_B2N, dtype=torch.bool) if mask_B2N is None else mask_B2N
+        f_B2ND = self._describe(
+            keypoints_B2N2, descriptors_B2ND, scores_B2N, image_size_B22[:, :, None], Dense(mask_B2N), sample
+        )
+        return self._assign(f_B2ND[:, 0], f_B2ND[:, 1], mask_B2N)
+
+    def match(self, features0: Features, features1: Features) -> Matches:
+        """Matches of a batch of pairs; see `match_many`, which it is, with padding dropped before and added after."""
+        return match_batch(self, features0, features1)
+
+    @torch.inference_mode()
+    def match_many(self, features0: Sequence[Features], features1: Sequence[Features]) -> list[Matches]:
+        """One `Matches` a pair of a ragged list, by the running statistics of batch normalisation in any mode.
+
+        A pair's result does not depend on its batch mates (up to rounding). Raises InputError on features that this
+        model was not made for, see `check_pairs`.
+        """
+        pairs = check_pairs(
+            features0, features1, matcher=self.name, accepts=self.accepts, descriptor_size=self.config.width
+        )
+        return [matches for chunk in chunk_pairs(pairs, MAX_TOKENS) for matches in self._match_packed(chunk)]
+
+    # --- the parts of `forward` and `match_many`
+
+    def _describe(
+        self,
+        keypoints: Tensor,
+        descriptors: Tensor,
+        scores: Tensor,
+        image_size: Tensor,
+        layout: Layout,
+        sample: Tensor | None = None,
+    ) -> Tensor:
+        """Matching descriptors f (..., D) of keypoints (..., 2) px, as eq. 2 to 6; `sample` as in `MLP`."""
+        size = image_size.to(keypoints)
+        position = (keypoints - size / 2) / (0.7 * size.amax(dim=-1, keepdim=True))  # 0.7: the published code's
+        x = descriptors + self.keypoint_encoder(torch.cat([position, scores[..., None]], dim=-1), sample)  # eq. 2
+        for i, layer in enumerate(self.layers):
+            x = layer(x, layout, i % 2 == 1, sample)
+        return self.final_projection(x)  # eq. 6
+
+    def _assign(self, f0_BMD: Tensor, f1_BND: Tensor, mask_B2N: Tensor | None = None) -> Tensor:
+        """Log of the augmented assignment (B, M + 1, N + 1), eq. 7 to 9."""
+        similarity_BMN = f0_BMD @ f1_BND.mT / self.config.width**0.5  # eq. 7; the published code divides, as attention
+        masks = () if mask_B2N is None else (mask_B2N[:, 0], mask_B2N[:, 1])
+        return log_sinkhorn(similarity_BMN, self.bin_score, self.config.sinkhorn_iterations, *masks)
+
+    def _match_packed(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
+        views = [view for pair in pairs for view in pair]
+        lengths = tuple(view.keypoints.shape[1] for view in views)
+        f_TD = self._describe(
+            torch.cat([view.keypoints[0] for view in views]).to(self.bin_score),
+            torch.cat([view.descriptors[0] for view in views]).to(self.bin_score),
+            torch.cat([view.scores[0] for view in views]).to(self.bin_score),
+            torch.cat([view.image_size.expand(n, 2) for view, n in zip(views, lengths, strict=True)]),
+            Packed(lengths),
+        )
+        f = f_TD.split(lengths)
+        return [self._match_pair(f0_MD, f1_ND) for f0_MD, f1_ND in zip(f[0::2], f[1::2], strict=True)]
+
+    def _match_pair(self, f0_MD: Tensor, f1_ND: Tensor) -> Matches:
+        log_assignment_BMN = self._assign(f0_MD[None], f1_ND[None])[:, :-1, :-1]
+        indices, scores = mutual_matches(log_assignment_BMN, self.config.filter_threshold)
+        stop_layer = torch.tensor([self.config.layers], device=indices.device)
+        return Matches(indices=indices, scores=scores.clamp(max=1), stop_layer=stop_layer, matcher=self.name)
+
+
+def _batch_norm(norm: nn.BatchNorm1d, x: Tensor, sample: Tensor | None) -> Tensor:
+    """Batch normalisation of tokens (..., C), the token axes taken as one."""
+    if sample is not None:
+        return torch.zeros_like(x).masked_scatter(sample[..., None], norm(x[sample]))
+    tokens = x.reshape(-1, x.shape[-1])
+    return F.batch_norm(tokens, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps).view_as(x)
