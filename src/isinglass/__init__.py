@@ -1,1 +1,85 @@
-"""Isinglass matches sparse local features between images: LightGlue and SuperGlue, from pixels to matches."""
+"""Isinglass matches sparse local features between images: LightGlue and SuperGlue, from pixels to matches.
+
+Names are resolved at first use, so that importing the package costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from isinglass.errors import (
+        ChecksumError,
+        InputError,
+        IsinglassError,
+        LicenceError,
+        MissingExtra,
+        WeightsError,
+    )
+    from isinglass.extractors.aliked import ALIKED
+    from isinglass.extractors.disk import DISK
+    from isinglass.extractors.sift import SIFT
+    from isinglass.extractors.superpoint import SuperPoint
+    from isinglass.extractors.xfeat import XFeat
+    from isinglass.matchers.lightglue import LightGlue
+    from isinglass.matchers.nearest import Nearest
+    from isinglass.matchers.superglue import SuperGlue
+    from isinglass.pipeline import MatchResult, Options, Pipeline, extract, match
+    from isinglass.types import Extractor, Features, Matcher, Matches, Signature
+    from isinglass.weights import accept_licence, fetch, record, records
+
+_HOMES = {
+    "errors": ("ChecksumError", "InputError", "IsinglassError", "LicenceError", "MissingExtra", "WeightsError"),
+    "extractors.aliked": ("ALIKED",),
+    "extractors.disk": ("DISK",),
+    "extractors.sift": ("SIFT",),
+    "extractors.superpoint": ("SuperPoint",),
+    "extractors.xfeat": ("XFeat",),
+    "matchers.lightglue": ("LightGlue",),
+    "matchers.nearest": ("Nearest",),
+    "matchers.superglue": ("SuperGlue",),
+    "pipeline": ("MatchResult", "Options", "Pipeline", "extract", "match"),
+    "types": ("Extractor", "Features", "Matcher", "Matches", "Signature"),
+    "weights": ("accept_licence", "fetch", "record", "records"),
+}
+
+__all__ = [
+    "ALIKED",
+    "DISK",
+    "SIFT",
+    "ChecksumError",
+    "Extractor",
+    "Features",
+    "InputError",
+    "IsinglassError",
+    "LicenceError",
+    "LightGlue",
+    "MatchResult",
+    "Matcher",
+    "Matches",
+    "MissingExtra",
+    "Nearest",
+    "Options",
+    "Pipeline",
+    "Signature",
+    "SuperGlue",
+    "SuperPoint",
+    "WeightsError",
+    "XFeat",
+    "accept_licence",
+    "extract",
+    "fetch",
+    "match",
+    "record",
+    "records",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"isinglass.{home}"), name)
+    raise AttributeError(f"module 'isinglass' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
-from typing import Literal, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -60,6 +60,8 @@ class OptionsDict(TypedDict, total=False):
     tile: int | None
     tile_overlap: int
     min_distance: float
+    adaptive: bool
+    filter_threshold: float | None
     device: str | None
     accept_licence: bool
 
@@ -77,6 +79,8 @@ class Options:
     tile            px, side of the squares that a larger (resized) image is cut into; None = never
     tile_overlap    px that neighbouring tiles share
     min_distance    px of the resized image; of two keypoints nearer than that the weaker goes
+    adaptive        let matchers that can stop early and drop points do so; False = all layers for all points
+    filter_threshold  least score of a match; None = the matcher's own
     device          "cpu", "cuda", "mps"; None = the best there is
     accept_licence  of weights that are not for commercial use
     """
@@ -89,6 +93,8 @@ class Options:
     tile: int | None = None
     tile_overlap: int = 64
     min_distance: float = 1.0
+    adaptive: bool = True
+    filter_threshold: float | None = None
     device: str | None = None
     accept_licence: bool = False
 
@@ -156,7 +162,7 @@ class Pipeline:
         self.options = Options.of(**options)
         self.device = torch.device(self.options.device or _best_device())
         self.timings_ms: dict[str, float] = {}
-        with self._timed("load"):
+        with self.timed("load"):
             self.extractor = custom_extractor or _load_extractor(self.options, self.device)
             self.matcher = custom_matcher or _load_matcher(self.options, self.device)
 
@@ -166,9 +172,9 @@ class Pipeline:
 
     def extract_turns(self, image: ImageSource, mask: ImageSource | None = None, *, turns: int = 4) -> list[Features]:
         """Features of one image under 0, 1, ... `turns` - 1 quarter turns, all in its original pixels."""
-        with self._timed("read"):
+        with self.timed("read"):
             view = self._read(image, mask)
-        with self._timed("extract"):
+        with self.timed("extract"):
             return [self._extract(turned(view, turn)) for turn in range(turns)]
 
     def match(
@@ -185,6 +191,10 @@ class Pipeline:
         candidates = self.extract_turns(image1, mask1, turns=self.turns)
         return self.match_features([features0], [candidates])[0]
 
+    def match_many(self, features0: Sequence[Features], features1: Sequence[Features]) -> list[Matches]:
+        """Matches of many pairs of features, each as `extract` gives them, in ragged batches."""
+        return [result.matches for result in self.match_features(features0, [[one] for one in features1])]
+
     def match_features(
         self, features0: Sequence[Features], candidates1: Sequence[Sequence[Features]]
     ) -> list[MatchResult]:
@@ -192,7 +202,7 @@ class Pipeline:
 
         `timings_ms` of the results hold what this pipeline did since its last `match`.
         """
-        with self._timed("match"):
+        with self.timed("match"):
             views0 = [one.to(self.device) for one in features0]
             views1 = [self._best_turn(*pair) for pair in zip(views0, candidates1, strict=True)]
             matches = self.matcher.match_many(views0, views1)
@@ -247,7 +257,8 @@ class Pipeline:
         return candidates[counts.index(max(counts))]
 
     @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the time of what is within to `timings_ms[stage]`."""
         start = time.perf_counter()
         yield
         if self.device.type == "cuda":
@@ -316,11 +327,18 @@ def _load_extractor(options: Options, device: torch.device) -> Extractor:
 def _load_matcher(options: Options, device: torch.device) -> Matcher:
     name = matcher_weights(options.matcher, extractor_weights(options.extractor))
     if name == "nearest":
+        if options.filter_threshold is not None:
+            raise InputError("filter_threshold is for matchers with learned scores; 'nearest' has none. Leave it out")
         return Nearest()
     kind = record(name).model
     if kind not in MATCHERS:
         raise InputError(f"{name!r} are weights of {kind}, no matcher; see `isinglass models`")
-    return MATCHERS[kind].pretrained(name, device=device, accept_licence=options.accept_licence)
+    more: dict[str, Any] = {}
+    if kind == "LightGlue" and not options.adaptive:
+        more |= {"depth_confidence": None, "width_confidence": None}
+    if options.filter_threshold is not None:
+        more["filter_threshold"] = options.filter_threshold
+    return MATCHERS[kind].pretrained(name, device=device, accept_licence=options.accept_licence, **more)
 
 
 def _joined(parts: Sequence[Features]) -> Features:

@@ -386,6 +386,11 @@ def test_the_transformers_class_with_the_same_random_parameters(layers, width, h
         parameter.copy_(torch.randn(parameter.shape) * (parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.3))
     for layer in theirs.transformer_layers:
         layer.cross_attention.k_proj.load_state_dict(layer.cross_attention.q_proj.state_dict())
+        layer.self_mlp.fc2.weight.mul_(0.3)  # so that what is alike when it comes in stays alike
+        layer.cross_mlp.fc2.weight.mul_(0.3)
+    for head in theirs.match_assignment_layers:  # sure enough to match something
+        head.final_projection.weight.mul_(12 * (256 / width) ** 0.5)
+        head.matchability.bias.fill_(2)
     options = {"input_size": 64, "width": width, "layers": layers, "heads": heads}
     ours = LightGlue(
         LightGlueConfig(**options, depth_confidence=None, width_confidence=None, filter_threshold=0.0)

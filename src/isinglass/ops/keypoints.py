@@ -61,9 +61,8 @@ def flat_to_xy(index_K: Tensor, width: int) -> Tensor:
 def sample_bilinear(map_CHW: Tensor, points_K2: Tensor) -> Tensor:
     """(K, C) values of a map at `points_K2` px; outside the map it is 0."""
     height, width = map_CHW.shape[1:]
-    size = points_K2.new_tensor([max(width - 1, 1), max(height - 1, 1)])
-    grid = (points_K2 / size * 2 - 1)[None, :, None]
-    return F.grid_sample(map_CHW[None], grid.to(map_CHW.dtype), align_corners=True)[0, :, :, 0].T
+    grid = ((points_K2 * 2 + 1) / points_K2.new_tensor([width, height]) - 1)[None, :, None]
+    return F.grid_sample(map_CHW[None], grid.to(map_CHW.dtype), align_corners=False)[0, :, :, 0].T
 
 
 def distinct(points_K2: Tensor, scores_K: Tensor, radius_px: float) -> Tensor:

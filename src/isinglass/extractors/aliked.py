@@ -1,0 +1,278 @@
+"""ALIKED: A Lighter Keypoint and Descriptor Extraction Network via Deformable Transformation.
+
+Zhao, Wu, Chen, Chen, Xu, Li; IEEE Transactions on Instrumentation and Measurement 2023, arXiv 2304.03608. Named by the
+paper's parts: feature encoding (section III-A), feature aggregation (III-B), score map head and differentiable keypoint
+detection, DKD (III-C), sparse deformable descriptor head, SDDH. Parameter names are those of the checkpoints.
+
+The paper aggregates by upsampling four maps to full resolution and concatenating them. Here that map of 128 channels is
+never made: the score head begins with a 1 x 1 convolution, which commutes with upsampling and so comes before it, and
+SDDH reads the four maps only at the pixels that it needs.
+
+Shapes: B images, C channels, H x W pixels, K keypoints, M sample positions a keypoint, P pixels, T taps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from isinglass.errors import InputError
+from isinglass.ops.deformable import bilinear_taps, deformable_conv3x3, weighted_rows, window_taps
+from isinglass.ops.keypoints import clear_border, flat_to_xy, sample_bilinear, select_keypoints, suppress_non_maxima
+from isinglass.types import Features, Signature
+from isinglass.weights import Pretrained
+
+STRIDE = 32  # px of the coarsest map
+TEMPERATURE = 0.1  # of DKD's softmax, as published
+CHUNK = 256  # keypoints described at once, so that what they read stays in the cache
+
+
+class Architecture(NamedTuple):
+    """In what the published networks differ."""
+
+    channels: tuple[int, int, int, int]  # c1 to c4, of the four blocks
+    descriptor_size: int
+    samples: int  # M of SDDH
+
+
+ARCHITECTURES = {
+    "t16": Architecture((8, 16, 32, 64), 64, 16),
+    "n16": Architecture((16, 32, 64, 128), 128, 16),
+    "n16rot": Architecture((16, 32, 64, 128), 128, 16),  # n16 trained with turned images
+    "n32": Architecture((16, 32, 64, 128), 128, 32),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ALIKEDConfig:
+    """Options of ALIKED; the defaults are those of the published code. Raises InputError for an unknown variant."""
+
+    variant: str = "n16"  # t16, n16, n16rot or n32
+    max_keypoints: int | None = 20000  # None = all
+    detection_threshold: float = 0.2  # an image without any score above it takes its mean score instead
+    nms_radius: int = 2  # px; also of the window in which DKD refines
+
+    def __post_init__(self) -> None:
+        if self.variant not in ARCHITECTURES:
+            raise InputError(f"ALIKED has no variant {self.variant!r}; expected one of {', '.join(ARCHITECTURES)}")
+
+
+class DeformableConv(nn.Module):
+    """A 3 x 3 convolution whose taps are moved by what another one says."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.offset_conv = nn.Conv2d(inputs, 18, 3, padding=1)
+        self.regular_conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """(B, outputs, H, W). A tap moves by at most a quarter of the map's longer side."""
+        limit_px = max(x_BCHW.shape[2:]) / 4
+        offsets = self.offset_conv(x_BCHW).clamp(-limit_px, limit_px)
+        return deformable_conv3x3(x_BCHW, offsets, self.regular_conv.weight)
+
+
+class Block(nn.Module):
+    """Two 3 x 3 convolutions (III-A), deformable in the coarse blocks, residual in all blocks but the first."""
+
+    def __init__(self, inputs: int, outputs: int, *, residual: bool = True, deformable: bool = False) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = (
+            DeformableConv(c, outputs) if deformable else nn.Conv2d(c, outputs, 3, padding=1, bias=False)
+            for c in (inputs, outputs)
+        )
+        self.bn1, self.bn2 = nn.BatchNorm2d(outputs), nn.BatchNorm2d(outputs)
+        self.downsample = nn.Conv2d(inputs, outputs, 1) if residual else None
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """(B, outputs, H, W)."""
+        y_BCHW = F.selu(self.bn1(self.conv1(x_BCHW)), inplace=True)
+        y_BCHW = self.bn2(self.conv2(y_BCHW))
+        if self.downsample is not None:
+            y_BCHW = y_BCHW + self.downsample(x_BCHW)
+        return F.selu(y_BCHW, inplace=True)
+
+
+class Pyramid:
+    """The aggregated feature map (III-B) of one image, kept as the four maps of a quarter of its channels each.
+
+    Its value at a pixel: the four maps upsampled bilinearly with corners on corners, concatenated and normalised.
+    """
+
+    def __init__(self, maps_CHW: Sequence[Tensor], width: int, height: int) -> None:
+        """The maps cover the padded image; `width` and `height` are those of the image itself."""
+        self.width, self.height = width, height
+        self.left, self.top, _, _ = _padding(width, height)
+        self.rows = [level.permute(1, 2, 0).reshape(-1, level.shape[0]) for level in maps_CHW]
+        self.sizes = [(level.shape[2], level.shape[1]) for level in maps_CHW]
+
+    def at(self, index_P: Tensor) -> Tensor:
+        """(P, C) at pixels of the image, given by their flat index."""
+        padded_width, padded_height = self.sizes[0]
+        pixels_P2 = flat_to_xy(index_P, self.width) + torch.tensor([self.left, self.top], device=index_P.device)
+        parts = [self.rows[0][pixels_P2[:, 1] * padded_width + pixels_P2[:, 0]]]
+        for rows_RC, (width, height) in zip(self.rows[1:], self.sizes[1:], strict=True):
+            ratio = [(width - 1) / (padded_width - 1), (height - 1) / (padded_height - 1)]
+            places_P2 = pixels_P2 * torch.tensor(ratio, device=index_P.device)
+            parts.append(weighted_rows(rows_RC, *bilinear_taps(places_P2, width, height)))
+        return F.normalize(torch.cat(parts, dim=1), dim=1)
+
+
+class SDDH(nn.Module):
+    """Each keypoint chooses M places around it; their features, each with weights of its own, make its descriptor."""
+
+    def __init__(self, size: int, samples: int) -> None:
+        super().__init__()
+        self.offset_conv = nn.Sequential(
+            nn.Conv2d(size, 2 * samples, 3), nn.SELU(), nn.Conv2d(2 * samples, 2 * samples, 1)
+        )
+        self.sf_conv = nn.Conv2d(size, size, 1, bias=False)
+        self.agg_weights = nn.Parameter(torch.rand(samples, size, size))
+
+    def forward(self, pyramid: Pyramid, points_K2: Tensor) -> Tensor:
+        """Descriptors (K, C) of unit length."""
+        return torch.cat([self._describe(pyramid, chunk_K2) for chunk_K2 in points_K2.split(CHUNK)])
+
+    def _describe(self, pyramid: Pyramid, points_K2: Tensor) -> Tensor:
+        positions_KM2 = points_K2[:, None] + self._offsets(pyramid, points_K2)
+        index_P4, weights_P4 = bilinear_taps(positions_KM2.flatten(0, 1), pyramid.width, pyramid.height)
+        corners_P4C = pyramid.at(index_P4.flatten()).unflatten(0, index_P4.shape)
+        features_PC = torch.einsum("ptc,pt->pc", corners_P4C, weights_P4)
+        features_PC = F.selu(F.linear(features_PC, self.sf_conv.weight.flatten(1)))
+        features_KMC = features_PC.unflatten(0, positions_KM2.shape[:2])
+        return F.normalize(features_KMC.flatten(1) @ self.agg_weights.flatten(0, 1), dim=1)
+
+    def _offsets(self, pyramid: Pyramid, points_K2: Tensor) -> Tensor:
+        """(K, M, 2) px, from the 3 x 3 window of the keypoint, which stays off the last row and column."""
+        last = torch.tensor([pyramid.width - 3, pyramid.height - 3], device=points_K2.device)
+        centres_K2 = points_K2.to(torch.int64).clamp(min=1).minimum(last)
+        index_K9, _ = window_taps(centres_K2, 1, pyramid.width, pyramid.height)
+        windows_KC33 = pyramid.at(index_K9.flatten()).unflatten(0, (-1, 3, 3)).permute(0, 3, 1, 2)
+        offsets = self.offset_conv(windows_KC33)[:, :, 0, 0]
+        limit_px = max(pyramid.width, pyramid.height) / 4
+        return offsets.clamp(-limit_px, limit_px).unflatten(1, (2, -1)).mT
+
+
+class ALIKED(Pretrained, nn.Module):
+    """The ALIKED network: images to sub-pixel keypoints with scores and descriptors of unit length."""
+
+    Config = ALIKEDConfig
+    default_weights = "aliked-n16"
+
+    def __init__(self, config: ALIKEDConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or ALIKEDConfig()
+        (c1, c2, c3, c4), size, samples = ARCHITECTURES[config.variant]
+        self.block1 = Block(3, c1, residual=False)
+        self.block2 = Block(c1, c2)
+        self.block3 = Block(c2, c3, deformable=True)
+        self.block4 = Block(c3, c4, deformable=True)
+        self.conv1, self.conv2, self.conv3, self.conv4 = (
+            nn.Conv2d(c, size // 4, 1, bias=False) for c in (c1, c2, c3, c4)
+        )
+        self.score_head = nn.Sequential(
+            nn.Conv2d(size, 8, 1, bias=False),
+            nn.SELU(inplace=True),
+            nn.Conv2d(8, 4, 3, padding=1, bias=False),
+            nn.SELU(inplace=True),
+            nn.Conv2d(4, 4, 3, padding=1, bias=False),
+            nn.SELU(inplace=True),
+            nn.Conv2d(4, 1, 3, padding=1, bias=False),
+        )
+        self.desc_head = SDDH(size, samples)
+
+    @property
+    def signature(self) -> Signature:
+        """Who it is, as written into its features."""
+        return Signature(extractor=self.weights_name, weights=self.weights_id)
+
+    def forward(self, images_B3HW: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Scores (B, H, W) in [0, 1], and the pyramid's maps of the padded images, at strides of 1, 2, 8 and 32 px."""
+        height, width = images_B3HW.shape[2:]
+        left, top, right, bottom = _padding(width, height)
+        padded = F.pad(images_B3HW, (left, right, top, bottom), mode="replicate")
+        x1 = self.block1(padded.contiguous(memory_format=torch.channels_last))
+        x2 = self.block2(F.avg_pool2d(x1, 2))
+        x3 = self.block3(F.avg_pool2d(x2, 4))
+        x4 = self.block4(F.avg_pool2d(x3, 4))
+        aligned = zip((self.conv1, self.conv2, self.conv3, self.conv4), (x1, x2, x3, x4), strict=True)
+        maps = [F.selu(conv(x), inplace=True) for conv, x in aligned]
+        return self._scores(maps)[:, 0, top : top + height, left : left + width], maps
+
+    def _scores(self, maps: Sequence[Tensor]) -> Tensor:
+        """The score map head (III-C), (B, 1, H, W)."""
+        weights = self.score_head.get_parameter("0.weight").chunk(4, dim=1)
+        x_BCHW, *coarser = (F.conv2d(level, weight) for level, weight in zip(maps, weights, strict=True))
+        for part in coarser:
+            x_BCHW += F.interpolate(part, size=x_BCHW.shape[2:], mode="bilinear", align_corners=True)
+        x_BCHW = self.score_head[1:](x_BCHW)
+        return x_BCHW.float().sigmoid()
+
+    def detect(self, scores_HW: Tensor, mask_HW: Tensor | None = None) -> Tensor:
+        """Keypoints (K, 2) px in a score map, differentiable in it (DKD, III-C).
+
+        Each local maximum above the threshold moves to the mean of the window around it, under the softmax of its
+        scores. Best first where there are more than `max_keypoints`, in raster order otherwise.
+        """
+        radius, (height, width) = self.config.nms_radius, scores_HW.shape
+        peaks_1HW = clear_border(suppress_non_maxima(scores_HW.detach()[None], radius), radius)
+        threshold = self.config.detection_threshold
+        if not bool((peaks_1HW > threshold).any()):
+            threshold = float(scores_HW.mean())
+        if mask_HW is not None:
+            peaks_1HW = peaks_1HW.masked_fill(~mask_HW, 0.0)
+        index_K = select_keypoints(peaks_1HW, threshold, self.config.max_keypoints)[0]
+        pixels_K2 = flat_to_xy(index_K, width)
+        window_KT, _ = window_taps(pixels_K2, radius, width, height)
+        weights_KT = (scores_HW.flatten()[window_KT] / TEMPERATURE).softmax(dim=1)
+        steps_KT2 = flat_to_xy(window_KT.flatten(), width).unflatten(0, window_KT.shape) - pixels_K2[:, None]
+        return pixels_K2 + (weights_KT[..., None] * steps_KT2).sum(dim=1)
+
+    @torch.inference_mode()
+    def extract(self, images: Tensor, mask: Tensor | None = None) -> Features:
+        """Features of `images` (B, C, H, W) float32 in [0, 1], RGB or grey, in pixels of those images.
+
+        Keypoints are detected only where `mask` (B, H, W) bool is True; it comes before `max_keypoints`, not before
+        the suppression of non-maxima. A score is the score map's value at the refined keypoint. Order as in `detect`.
+        """
+        _check(images, mask)
+        scores_BHW, maps = self(images.expand(-1, 3, -1, -1))
+        height, width = scores_BHW.shape[1:]
+        image_size = torch.tensor([[width, height]], device=images.device)
+        singles = []
+        for i, scores_HW in enumerate(scores_BHW):
+            points_K2 = self.detect(scores_HW, None if mask is None else mask[i])
+            pyramid = Pyramid([level[i] for level in maps], width, height)
+            one = Features(
+                keypoints=points_K2[None],
+                descriptors=self.desc_head(pyramid, points_K2)[None],
+                scores=sample_bilinear(scores_HW[None], points_K2).T,
+                image_size=image_size,
+                signature=self.signature,
+            )
+            singles.append(one)
+        return Features.stack(singles)
+
+
+def _padding(width: int, height: int) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom px that make both sides multiples of the stride, half at each end."""
+    x, y = -width % STRIDE, -height % STRIDE
+    return x // 2, y // 2, x - x // 2, y - y // 2
+
+
+def _check(images: Tensor, mask: Tensor | None) -> None:
+    """Raises InputError on what are no images, or no mask of theirs."""
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.is_floating_point() or not images.numel():
+        raise InputError(
+            f"images have shape {tuple(images.shape)} and type {images.dtype}; expected (B, 3 or 1, H, W) in floating "
+            "point, values from 0 to 1"
+        )
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != images[:, 0].shape):
+        raise InputError(
+            f"mask has shape {tuple(mask.shape)} and type {mask.dtype}; expected {tuple(images[:, 0].shape)}, bool"
+        )

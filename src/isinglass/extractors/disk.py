@@ -1,0 +1,190 @@
+"""DISK: Learning local features with policy gradient (Tyszkiewicz, Fua, Trulls; NeurIPS 2020, arXiv 2006.13566).
+
+A U-Net gives every pixel a detection score and a descriptor (section 3, feature extraction network); keypoints are the
+local maxima, as at the paper's inference. Parameter names are those of the checkpoint.
+
+The last convolution has 128 + 1 outputs at full resolution, which is four fifths of all the work. Here it gives the
+score of every pixel, but the descriptors of keypoints alone.
+
+Shapes: B images, C channels, H x W pixels, K keypoints, T taps.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from isinglass.errors import InputError
+from isinglass.ops.deformable import window_taps
+from isinglass.ops.keypoints import flat_to_xy, local_maxima
+from isinglass.types import Features, Signature
+from isinglass.weights import Pretrained
+
+STRIDE = 16  # px of the coarsest map
+RADIUS = 2  # px: all convolutions are 5 x 5
+DOWN = (16, 32, 64, 64, 64)  # channels on the way down
+UP = (64, 64, 64, 128 + 1)  # and up: at last the descriptor's, and the score
+HEAD = "unet.path_up.3.conv.3"  # the last convolution
+CHUNK = 256  # keypoints described at once, so that what they read stays in the cache
+
+
+@dataclass(frozen=True, kw_only=True)
+class DISKConfig:
+    """Options of DISK; the defaults are those of the published code."""
+
+    max_keypoints: int | None = None  # None = all
+    detection_threshold: float = 0.0  # of the score, which is a logit
+    nms_radius: int = 2  # px
+
+
+class InstanceNorm(nn.Module):
+    """Every channel of every image to mean 0 and variance 1; a single pixel becomes 0."""
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W)."""
+        return F.instance_norm(x_BCHW) if x_BCHW.shape[2:].numel() > 1 else torch.zeros_like(x_BCHW)
+
+
+def _convolution(inputs: int, outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 2 * RADIUS + 1, padding=RADIUS)
+
+
+def _gated(inputs: int, outputs: int) -> nn.Sequential:
+    """The published order: norm, gate, a dropout that does nothing, convolution."""
+    return nn.Sequential(InstanceNorm(), nn.PReLU(inputs), nn.Identity(), _convolution(inputs, outputs))
+
+
+class Up(nn.Module):
+    """A coarse map at twice its size, joined with the one of that size from the way down, gated, convolved."""
+
+    def __init__(self, coarse: int, fine: int, outputs: int) -> None:
+        super().__init__()
+        self.conv = _gated(coarse + fine, outputs)
+
+    def forward(self, coarse_BChw: Tensor, fine_BCHW: Tensor, *, convolve: bool = True) -> Tensor:
+        """(B, outputs, H, W), or what the convolution would read."""
+        upsampled = F.interpolate(coarse_BChw, scale_factor=2, mode="bilinear")
+        joined = torch.cat([upsampled, fine_BCHW], dim=1)
+        return self.conv(joined) if convolve else self.conv[:-1](joined)
+
+
+class UNet(nn.Module):
+    """The network up to what its last convolution reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        first = nn.Sequential(nn.Identity(), nn.Identity(), nn.Identity(), _convolution(3, DOWN[0]))
+        coarser = (nn.Sequential(nn.AvgPool2d(2), _gated(*channels)) for channels in itertools.pairwise(DOWN))
+        self.path_down = nn.ModuleList([nn.Sequential(nn.Identity(), first), *coarser])
+        channels_up = zip((DOWN[-1], *UP[:-1]), DOWN[-2::-1], UP, strict=True)
+        self.path_up = nn.ModuleList([Up(*channels) for channels in channels_up])
+
+    def forward(self, images_B3HW: Tensor) -> Tensor:
+        """(B, 80, H, W), of images whose H and W are multiples of 16."""
+        maps = [images_B3HW]
+        for down in self.path_down:
+            maps.append(down(maps[-1]))
+        x_BCHW = maps.pop()
+        *inner, last = self.path_up
+        for up in inner:
+            x_BCHW = up(x_BCHW, maps.pop())
+        return last(x_BCHW, maps.pop(), convolve=False)
+
+
+class DISK(Pretrained, nn.Module):
+    """The DISK network: images to keypoints at whole pixels with scores and 128-d descriptors of unit length."""
+
+    Config = DISKConfig
+    default_weights = "disk"
+
+    def __init__(self, config: DISKConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or DISKConfig()
+        self.unet = UNet()
+
+    @property
+    def signature(self) -> Signature:
+        """Who it is, as written into its features."""
+        return Signature(extractor=self.weights_name, weights=self.weights_id)
+
+    def forward(self, images_B3HW: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores (B, H, W), and what the last convolution reads of the padded images, (B, 80, H', W')."""
+        height, width = images_B3HW.shape[2:]
+        context_BCHW = self.unet(F.pad(images_B3HW, (0, -width % STRIDE, 0, -height % STRIDE)))
+        weight, bias = self.get_parameter(f"{HEAD}.weight"), self.get_parameter(f"{HEAD}.bias")
+        scores_B1HW = F.conv2d(context_BCHW, weight[-1:], bias[-1:], padding=RADIUS)
+        return scores_B1HW[:, 0, :height, :width], context_BCHW
+
+    def describe(self, context_CHW: Tensor, pixels_K2: Tensor) -> Tensor:
+        """Descriptors (K, 128) of unit length: the last convolution's other outputs, at those pixels (int64)."""
+        channels, height, width = context_CHW.shape
+        rows_RC = context_CHW.permute(1, 2, 0).reshape(-1, channels)
+        weight = self.get_parameter(f"{HEAD}.weight")[:-1].permute(0, 2, 3, 1).flatten(1)
+        bias = self.get_parameter(f"{HEAD}.bias")[:-1]
+        descriptors = []
+        for chunk_K2 in pixels_K2.split(CHUNK):
+            index_KT, inside_KT = window_taps(chunk_K2, RADIUS, width, height)
+            windows_KTC = rows_RC[index_KT].masked_fill(~inside_KT[..., None], 0.0)
+            descriptors.append(F.normalize(F.linear(windows_KTC.flatten(1), weight, bias), dim=1))
+        return torch.cat(descriptors)
+
+    def detect(self, scores_HW: Tensor, mask_HW: Tensor | None = None) -> Tensor:
+        """Keypoints (K, 2) px int64 in a score map, in raster order.
+
+        Those are the maxima of the square around them, above the threshold. A maximum that has an equal in its
+        square, or whose square leaves the image, is none.
+        """
+        radius, (height, width) = self.config.nms_radius, scores_HW.shape
+        peaks_HW = local_maxima(scores_HW[None], radius)[0] & (scores_HW > self.config.detection_threshold)
+        if mask_HW is not None:
+            peaks_HW &= mask_HW
+        scores = scores_HW.flatten()
+        index_K = peaks_HW.flatten().nonzero()[:, 0]
+        square_KT, inside_KT = window_taps(flat_to_xy(index_K, width), radius, width, height)
+        equals_K = (scores[square_KT] == scores[index_K, None]).sum(dim=1)
+        index_K = index_K[inside_KT.all(dim=1) & (equals_K == 1)]
+        count = self.config.max_keypoints
+        if count is not None and len(index_K) > count:
+            index_K = index_K[scores[index_K].topk(count).indices.sort().values]
+        return flat_to_xy(index_K, width)
+
+    @torch.inference_mode()
+    def extract(self, images: Tensor, mask: Tensor | None = None) -> Features:
+        """Features of `images` (B, C, H, W) float32 in [0, 1], RGB or grey, in pixels of those images, in raster order.
+
+        Keypoints are detected only where `mask` (B, H, W) bool is True; it comes before `max_keypoints`, not before
+        the suppression of non-maxima. Scores are logits.
+        """
+        _check(images, mask)
+        scores_BHW, context_BCHW = self(images.expand(-1, 3, -1, -1))
+        height, width = scores_BHW.shape[1:]
+        image_size = torch.tensor([[width, height]], device=images.device)
+        singles = []
+        for i, scores_HW in enumerate(scores_BHW):
+            pixels_K2 = self.detect(scores_HW, None if mask is None else mask[i])
+            one = Features(
+                keypoints=pixels_K2[None].float(),
+                descriptors=self.describe(context_BCHW[i], pixels_K2)[None],
+                scores=scores_HW[pixels_K2[:, 1], pixels_K2[:, 0]][None],
+                image_size=image_size,
+                signature=self.signature,
+            )
+            singles.append(one)
+        return Features.stack(singles)
+
+
+def _check(images: Tensor, mask: Tensor | None) -> None:
+    """Raises InputError on what are no images, or no mask of theirs."""
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.is_floating_point() or not images.numel():
+        raise InputError(
+            f"images have shape {tuple(images.shape)} and type {images.dtype}; expected (B, 3 or 1, H, W) in floating "
+            "point, values from 0 to 1"
+        )
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != images[:, 0].shape):
+        raise InputError(
+            f"mask has shape {tuple(mask.shape)} and type {mask.dtype}; expected {tuple(images[:, 0].shape)}, bool"
+        )

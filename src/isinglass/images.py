@@ -1,0 +1,397 @@
+"""Pixels in, and the exact way back to the original pixels.
+
+The original image is the array of pixels as stored: no EXIF turn. Points are (x, y) px, (0, 0) = centre of the
+top-left pixel, sizes (width, height). A `View` is what an extractor sees of it: resized, turned, cropped; it carries
+the affine map from its own pixels to the original ones, so that keypoints found in it are given in the original.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from isinglass.errors import InputError
+from isinglass.types import Features
+
+ImageSource = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
+
+MAX_PIXELS = 200_000_000
+_ROUNDING = 1e-4  # floats may leave [0, 1] by this much, as resampling makes them
+_EXIF_ORIENTATION = 0x0112
+_EXIF_MIRRORED = (2, 4, 5, 7)  # first mirror,
+_EXIF_TURNS = {3: 2, 4: 2, 5: 1, 6: 3, 7: 3, 8: 1}  # then turn so often counter-clockwise
+_pillow_lock = threading.Lock()
+
+
+# ---- reading
+
+
+def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """RGB (3, H, W) float32 in [0, 1] of a file, a PIL image, an array or a tensor; the pixels as stored.
+
+    source      path or PIL image: any mode; 16-bit grey keeps its precision; of an animation the current frame
+                (of a file the first); arrays (H, W), (H, W, 1), (H, W, 3), (H, W, 4); tensors (1, H, W), (3, H, W),
+                (4, H, W); of uint8, uint16, bool, or float in [0, 1]
+    max_pixels  files with more are refused before they are decoded
+
+    Alpha is dropped and the colours under it kept, as OpenCV does: blending would draw edges that no camera saw. Give
+    transparent regions as a mask. EXIF turns are not applied: see `exif_orientation` and `upright`.
+
+    Raises InputError for whatever cannot be read wholly, such as a truncated file, and for values outside [0, 1].
+    """
+    if isinstance(source, Tensor):
+        return _from_tensor(source)
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    if isinstance(source, Image.Image):
+        return _from_pil(source, "the image", max_pixels)
+    with _opened(source) as image:
+        return _from_pil(image, f"{os.fspath(source)!r}", max_pixels)
+
+
+def read_mask(source: ImageSource, size: tuple[int, int]) -> Tensor:
+    """(H, W) bool, True = keep: where an image is not black, or an array (H, W) or (H, W, 1) of any number not zero.
+
+    size  (width, height) of the image that it masks, pixels as stored
+
+    Raises InputError where the sizes differ, and as `read_image` does.
+    """
+    if isinstance(source, np.ndarray | Tensor):
+        values = np.asarray(source.detach().cpu() if isinstance(source, Tensor) else source)
+        values = values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values
+        if values.ndim != 2 or values.dtype.kind not in "biuf" or bool(np.isnan(values).any()):
+            raise InputError(f"the mask is {values.dtype} {values.shape} or holds NaN; expected numbers (H, W)")
+        mask = torch.from_numpy(values != 0)
+    else:
+        mask = (read_image(source) > 0).any(dim=0)
+    if (mask.shape[1], mask.shape[0]) != tuple(size):
+        raise InputError(
+            f"the mask is {mask.shape[1]} x {mask.shape[0]} px, its image {size[0]} x {size[1]}; expected the same "
+            "size, in the pixels as stored (before any EXIF turn). Resize the mask with nearest neighbours"
+        )
+    return mask
+
+
+def exif_orientation(source: ImageSource) -> int:
+    """The EXIF orientation 1 to 8 of a file or PIL image, for `upright`; 1 (as stored) where there is none."""
+    if isinstance(source, np.ndarray | Tensor):
+        return 1
+    with nullcontext(source) if isinstance(source, Image.Image) else _opened(source) as image:
+        try:
+            orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+        except Exception:  # a damaged block of metadata is no reason to refuse the pixels
+            return 1
+    return orientation if orientation in range(1, 9) else 1
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
+    """The file at `path`, its header read; Pillow's own limit of pixels, a global, is lifted only for that."""
+    if not isinstance(path, str | os.PathLike):
+        raise InputError(f"an image came as {type(path).__name__}; expected a path, PIL image, numpy array or tensor")
+    name = os.fspath(path)
+    if not Path(path).is_file():
+        what = "is a folder" if Path(path).is_dir() else "does not exist"
+        raise InputError(f"{name!r} {what}; expected an image file. Check the path")
+    if Path(path).stat().st_size == 0:
+        raise InputError(f"{name!r} is an empty file; expected an image. Copy or download it again")
+    with _pillow_lock:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            image = Image.open(path)
+        except Exception as error:
+            raise InputError(
+                f"{name!r} cannot be read as an image ({error}); expected JPEG, PNG, TIFF, WebP or another format "
+                "that Pillow reads. Convert it, or copy it again"
+            ) from error
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+    with image:
+        yield image
+
+
+def _from_pil(image: Image.Image, name: str, max_pixels: int) -> Tensor:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise InputError(
+            f"{name} has {width} x {height} px, more than max_pixels = {max_pixels}. If it is not a decompression "
+            f"bomb, call read_image(..., max_pixels={width * height})"
+        )
+    try:
+        image.load()
+        array = _decoded(image)
+    except Exception as error:
+        raise InputError(
+            f"{name} cannot be decoded ({error}): it is truncated, damaged, or of a kind that Pillow cannot turn into "
+            f"RGB (mode {image.mode}). Copy it again, or convert it to PNG"
+        ) from error
+    return _from_array(array, name)
+
+
+def _decoded(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I;16") or image.mode in ("1", "L", "RGB", "RGBA", "F"):
+        return np.asarray(image)
+    if image.mode == "I":  # 32 bits, but what writes it holds 16
+        array = np.asarray(image)
+        if array.size and (array.min() < 0 or array.max() > np.iinfo(np.uint16).max):
+            raise ValueError(f"32-bit values from {array.min()} to {array.max()}; expected 0 to 65535")
+        return array.astype(np.uint16)
+    if image.mode == "La":
+        return np.asarray(image.convert("LA").convert("L"))
+    has_alpha = image.mode in ("RGBa", "LA", "PA") or "transparency" in image.info
+    return np.asarray(image.convert("RGBA" if has_alpha else "RGB"))
+
+
+def _from_tensor(image: Tensor) -> Tensor:
+    if image.ndim != 3 or image.shape[0] not in (1, 3, 4):
+        raise InputError(
+            f"an image tensor has shape {tuple(image.shape)}; expected one image (1, H, W) or (3, H, W). "
+            "Index a batch; permute (H, W, 3), or pass it as a numpy array"
+        )
+    image = image.detach().cpu().permute(1, 2, 0)
+    return _from_array((image.float() if image.is_floating_point() else image).numpy())
+
+
+def _from_array(array: np.ndarray, name: str = "the image") -> Tensor:
+    array_HWC = array[..., None] if array.ndim == 2 else array
+    if array_HWC.ndim != 3 or array_HWC.shape[2] not in (1, 3, 4) or array_HWC.size == 0:
+        raise InputError(
+            f"{name} has shape {array.shape}; expected (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) with at least one "
+            "pixel. Arrays have channels last; pass channels first as a tensor"
+        )
+    dtype = array.dtype.newbyteorder("=")
+    if dtype not in (np.uint8, np.uint16, np.bool_) and dtype.kind != "f":
+        raise InputError(
+            f"{name} is {dtype}; expected uint8, uint16, bool, or float in [0, 1]. Convert it, for instance with "
+            ".astype('uint8')"
+        )
+    full_scale = float(np.iinfo(dtype).max) if dtype.kind == "u" else 1.0
+    array_HWC = np.array(array_HWC[..., :3], dtype=np.float32 if dtype.kind == "f" else dtype, order="C")
+    low, high = float(array_HWC.min()), float(array_HWC.max())
+    if not (low >= -_ROUNDING and high <= full_scale + _ROUNDING):
+        raise InputError(
+            f"{name} is {dtype} with values from {low:g} to {high:g}; expected finite floats in [0, 1]. Divide by the "
+            "largest value of its range (255, 65535), or pass uint8 or uint16"
+        )
+    image_CHW = (
+        torch.from_numpy(array_HWC).permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format)
+        / full_scale
+    )
+    return image_CHW.clamp_(0, 1).expand(3, -1, -1).contiguous()
+
+
+# ---- views
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class View:
+    """What is seen of an image, and where it lies in it.
+
+    image          (3, H, W) float32 in [0, 1], RGB
+    to_original    (2, 3) float64: pixels (x, y, 1) of the view to pixels (x, y) of the original
+    original_size  (width, height) px
+    mask           (H, W) bool, True = keep; None = all
+    """
+
+    image: Tensor
+    to_original: Tensor
+    original_size: tuple[int, int]
+    mask: Tensor | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) px of the view."""
+        return self.image.shape[2], self.image.shape[1]
+
+    @property
+    def turns(self) -> int:
+        """How the view shows the original: `Features.turns`, quarter turns and 4 if mirrored before."""
+        linear = self.to_original[:, :2]
+        mirror = bool(linear.det() < 0)
+        x, y = (linear[:, 0] * linear.new_tensor([-1 if mirror else 1, 1])).tolist()  # where the view's +x points
+        return 4 * mirror + (0 if x > abs(y) else 1 if y > abs(x) else 2 if -x > abs(y) else 3)
+
+
+def whole(image: Tensor, mask: Tensor | None = None) -> View:
+    """The view of all of an image (3, H, W), as `read_image` gives it, under a mask as `read_mask` gives it."""
+    identity = torch.eye(2, 3, dtype=torch.float64)
+    return View(image=image, to_original=identity, original_size=(image.shape[2], image.shape[1]), mask=mask)
+
+
+def resized(
+    view: View, long_side: int | None = None, *, size: tuple[int, int] | None = None, only_shrink: bool = False
+) -> View:
+    """The view with its longer side made `long_side` px, or of exactly `size` (width, height); as it is with neither.
+
+    Antialiased bilinear, as the published code of LightGlue resizes: each axis is blurred by a Gaussian of
+    sigma = (factor - 1) / 2 px where it shrinks by `factor`, then sampled. Small images are enlarged, as there,
+    unless `only_shrink`. The shorter side is rounded down, to 1 px at least. The mask takes the nearest pixel.
+
+    Raises InputError for sizes under 1 px, or where both are given.
+    """
+    width, height = view.size
+    if long_side is not None and size is not None:
+        raise InputError(f"both long_side = {long_side} and size = {size} were given; expected one of them")
+    if long_side is not None:
+        size = _size_of_long_side(width, height, long_side)
+    if size is None or (only_shrink and max(size) >= max(width, height)):
+        return view
+    if min(size) < 1:
+        raise InputError(f"an image cannot be resized to {size[0]} x {size[1]} px; expected at least 1 x 1")
+    if size == (width, height):
+        return view
+    antialias = size[0] < width or size[1] < height
+    image = _resampled(view.image, 1, size[1], antialias)
+    image = _resampled(image, 2, size[0], antialias)
+    rows, columns = _nearest(height, size[1]), _nearest(width, size[0])
+    mask = None if view.mask is None else view.mask[rows][:, columns]
+    scale_x, scale_y = width / size[0], height / size[1]
+    return _composed(view, image, mask, [[scale_x, 0, (scale_x - 1) / 2], [0, scale_y, (scale_y - 1) / 2]])
+
+
+def turned(view: View, quarter_turns: int) -> View:
+    """The view turned counter-clockwise, as `numpy.rot90` does."""
+    for _ in range(quarter_turns % 4):
+        view = _rearranged(view, lambda plane: plane.rot90(1, (-2, -1)), [[0, -1, view.size[0] - 1], [1, 0, 0]])
+    return view
+
+
+def mirrored(view: View) -> View:
+    """The view with left and right exchanged."""
+    return _rearranged(view, lambda plane: plane.flip(-1), [[-1, 0, view.size[0] - 1], [0, 1, 0]])
+
+
+def upright(view: View, orientation: int) -> View:
+    """The view as its EXIF `orientation` wants it shown: 1 to 8, see `exif_orientation`. InputError for others."""
+    if orientation not in range(1, 9):
+        raise InputError(f"{orientation} is no EXIF orientation; expected 1 (as stored) to 8")
+    if orientation in _EXIF_MIRRORED:
+        view = mirrored(view)
+    return turned(view, _EXIF_TURNS[orientation]) if orientation in _EXIF_TURNS else view
+
+
+def cropped(view: View, x: int, y: int, width: int, height: int) -> View:
+    """The rectangle of `width` x `height` px whose top-left pixel is (x, y). Raises InputError if it is not inside."""
+    if x < 0 or y < 0 or min(width, height) < 1 or x + width > view.size[0] or y + height > view.size[1]:
+        raise InputError(
+            f"the crop of {width} x {height} px at ({x}, {y}) is not inside the image of {view.size[0]} x "
+            f"{view.size[1]} px"
+        )
+    return _rearranged(view, lambda plane: plane[..., y : y + height, x : x + width], [[1, 0, x], [0, 1, y]])
+
+
+def tiles(view: View, size: int, overlap: int = 0) -> list[View]:
+    """Equal squares of `size` px that cover the view, row by row, neighbours sharing at least `overlap` px.
+
+    A side shorter than `size` is not cut. Raises InputError unless 0 <= overlap < size.
+    """
+    if not 0 <= overlap < size:
+        raise InputError(f"tiles of {size} px cannot overlap by {overlap} px; expected 0 <= overlap < size")
+    width, height = (min(size, side) for side in view.size)
+    return [
+        cropped(view, x, y, width, height)
+        for y in _tile_starts(view.size[1], height, overlap)
+        for x in _tile_starts(view.size[0], width, overlap)
+    ]
+
+
+def points_to_original(view: View, points: Tensor) -> Tensor:
+    """Points (..., 2) px of the view in pixels of the original, in the dtype and on the device they came in."""
+    affine = view.to_original.to(points.device)
+    return (points.double() @ affine[:, :2].T + affine[:, 2]).to(points.dtype)
+
+
+def features_to_original(view: View, features: Features) -> Features:
+    """The features of one view (a batch of one) in pixels of the original: all but descriptors and scores.
+
+    Scales grow with the square root of the area; orientations follow turns and mirrors; `turns` tells of them.
+    """
+    if len(features) != 1:
+        raise InputError(f"features of {len(features)} images came with one view; expected a batch of one (use f[i])")
+    linear = view.to_original[:, :2].to(features.device)
+    scales, orientations = features.scales, features.orientations
+    if scales is not None:
+        scales = scales * linear.det().abs().sqrt().to(scales.dtype)
+    if orientations is not None:
+        direction = torch.stack([orientations.cos(), orientations.sin()], dim=-1).double() @ linear.T
+        orientations = torch.atan2(direction[..., 1], direction[..., 0]).to(orientations.dtype)
+    return replace(
+        features,
+        keypoints=points_to_original(view, features.keypoints),
+        scales=scales,
+        orientations=orientations,
+        image_size=features.image_size.new_tensor([view.original_size]),
+        turns=torch.tensor([view.turns], device=features.device) if view.turns else None,
+    )
+
+
+def _composed(view: View, image: Tensor, mask: Tensor | None, step: Sequence[Sequence[float]]) -> View:
+    """The view whose pixels `step` (2, 3) maps to those of `view`."""
+    step_3x3 = torch.tensor([*step, [0, 0, 1]], dtype=torch.float64)
+    return replace(view, image=image, mask=mask, to_original=view.to_original @ step_3x3)
+
+
+def _rearranged(view: View, act: Callable[[Tensor], Tensor], step: Sequence[Sequence[float]]) -> View:
+    """The view with the same done to all its planes (..., H, W)."""
+    mask = None if view.mask is None else act(view.mask)
+    return _composed(view, act(view.image).contiguous(), mask, step)
+
+
+def _tile_starts(length: int, tile: int, overlap: int) -> list[int]:
+    count = 1 if tile >= length else math.ceil((length - overlap) / (tile - overlap))
+    return [round(i * (length - tile) / max(count - 1, 1)) for i in range(count)]
+
+
+# ---- resampling
+
+
+def _size_of_long_side(width: int, height: int, long_side: int) -> tuple[int, int]:
+    """(width, height) with the rounding of the published code, but never 0."""
+    aspect = width / height
+    if aspect < 1:
+        return max(int(long_side * aspect), 1), long_side
+    return long_side, max(int(long_side / aspect), 1)
+
+
+def _nearest(length: int, new_length: int) -> Tensor:
+    """For each new pixel the old one that holds its centre."""
+    return ((torch.arange(new_length, dtype=torch.float64) + 0.5) * (length / new_length)).long().clamp(max=length - 1)
+
+
+def _resampled(image_CHW: Tensor, dim: int, new_length: int, antialias: bool) -> Tensor:
+    """Blur and bilinear sampling along one axis, in one go: only those blurred pixels are made that are sampled."""
+    index_NT, weight_NT = _taps(image_CHW.shape[dim], new_length, antialias)
+    weight_NT = weight_NT.to(image_CHW.device)
+    shape = list(image_CHW.shape)
+    shape[dim] = new_length
+    out_CHW = image_CHW.new_zeros(shape)
+    for index_N, weight_N in zip(index_NT.T.to(image_CHW.device), weight_NT.T, strict=True):
+        out_CHW.addcmul_(image_CHW.index_select(dim, index_N), weight_N[:, None] if dim == 1 else weight_N)
+    return out_CHW
+
+
+def _taps(length: int, new_length: int, antialias: bool) -> tuple[Tensor, Tensor]:
+    """For each of N new pixels the T old ones it is made of, (N, T) int64, and their weights, (N, T) float32."""
+    factor = length / new_length
+    position_N = ((torch.arange(new_length) + 0.5) * factor - 0.5).clamp(0, length - 1)
+    first_N = position_N.floor()
+    fraction_N1 = (position_N - first_N)[:, None]
+    sigma = max((factor - 1) / 2, 0.001)
+    radius = int(max(4 * sigma, 3)) // 2 if antialias and length > 1 else 0
+    kernel_K = torch.exp(-(torch.arange(-radius, radius + 1) ** 2) / (2 * sigma**2))
+    kernel_K = kernel_K / kernel_K.sum()
+    index_NT = (first_N.long()[:, None] + torch.arange(-radius, radius + 2)).abs()
+    index_NT = length - 1 - (length - 1 - index_NT).abs()  # reflected at both ends, the end pixel not repeated
+    weight_NT = F.pad(kernel_K, (0, 1)) * (1 - fraction_N1) + F.pad(kernel_K, (1, 0)) * fraction_N1
+    return index_NT.clamp(min=0), weight_NT

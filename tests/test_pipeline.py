@@ -1,0 +1,223 @@
+"""Photos in, matches out: exact coordinates through resize, tiles and turns; options; masks; real ground truth."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import isinglass
+from isinglass.errors import InputError
+from isinglass.pipeline import Options, Pipeline, matcher_weights
+from isinglass.types import Extractor, Matcher
+
+
+def warp(image_3HW, homography):
+    """The image under a homography that maps its pixels to those of the result, bilinear, same size."""
+    height, width = image_3HW.shape[1:]
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    points = torch.stack([x, y, torch.ones_like(x)], dim=-1).double() @ torch.linalg.inv(homography).T
+    points = points[..., :2] / points[..., 2:]
+    grid = points / torch.tensor([width - 1, height - 1]) * 2 - 1
+    return torch.nn.functional.grid_sample(image_3HW[None], grid[None].float(), align_corners=True)[0]
+
+
+def transfer(points, homography):
+    mapped = torch.cat([points, torch.ones(len(points), 1)], dim=1).double() @ homography.T
+    return (mapped[:, :2] / mapped[:, 2:]).float()
+
+
+HOMOGRAPHY = torch.tensor([[0.92, -0.10, 40.0], [0.06, 0.95, -12.0], [6e-5, -4e-5, 1.0]], dtype=torch.float64)
+SETTINGS = [
+    {"resize": 640},
+    {"resize": None},
+    {"resize": None, "tile": 320},
+    {"resize": 700, "tile": 400, "tile_overlap": 96},
+    {"resize": 640, "rotation": "auto"},
+    {"resize": None, "tile": 320, "rotation": "auto"},
+]
+
+
+@pytest.mark.parametrize("options", SETTINGS, ids=str)
+@pytest.mark.parametrize(
+    "extractor", ["rootsift", pytest.param("aliked", marks=[pytest.mark.weights, pytest.mark.slow])]
+)
+def test_a_known_homography_is_met(motorcycle, extractor, options):
+    """A photo against its warp, turned by a quarter where turns are tried: median error under 0.5 original px."""
+    if extractor == "rootsift":
+        pytest.importorskip("cv2")
+    image0 = motorcycle[0]
+    image1 = warp(image0, HOMOGRAPHY)
+    turned = options.get("rotation") == "auto"
+    matcher = "nearest" if extractor == "rootsift" else "lightglue"
+    r = isinglass.match(
+        image0,
+        image1.rot90(-1, (1, 2)) if turned else image1,
+        extractor=extractor,
+        matcher=matcher,
+        max_keypoints=1024,
+        **options,
+    )
+    points1 = r.points1
+    if turned:  # a clockwise turn took (x, y) to (h - 1 - y, x)
+        points1 = torch.stack([points1[:, 1], image1.shape[1] - 1 - points1[:, 0]], dim=1)
+        if extractor == "aliked":  # SIFT does not care how it is turned
+            assert r.turns1 == 1
+    error = (transfer(r.points0, HOMOGRAPHY) - points1).norm(dim=1)
+    assert len(error) > 200
+    assert error.median() < 0.5
+    if extractor == "aliked":
+        assert (error < 3).float().mean() > 0.9
+
+
+@pytest.mark.weights
+def test_the_motorcycle_pair_against_its_disparity(motorcycle):
+    """Precision at 2 px against dense ground truth: the right view's x is the left one's minus the disparity."""
+    image0, image1, disparity = motorcycle
+    r = isinglass.match(image0, image1)
+    x, y = r.points0.round().long().T
+    truth = r.points0[:, 0] - torch.from_numpy(np.asarray(disparity, dtype=np.float32))[y, x]
+    known = torch.isfinite(truth)
+    error = torch.hypot(r.points1[:, 0] - truth, r.points1[:, 1] - r.points0[:, 1])[known]
+    assert len(error) > 700
+    assert (error < 2).float().mean() > 0.9
+
+
+@pytest.fixture
+def sift():
+    pytest.importorskip("cv2")
+    return Pipeline(extractor="sift", matcher="nearest", max_keypoints=200, resize=None)
+
+
+def test_a_mask_keeps_keypoints_where_it_is_and_still_reaches_k(sift, motorcycle):
+    mask = np.zeros(motorcycle[0].shape[1:], dtype=bool)
+    mask[100:400, 100:500] = True
+    keypoints = sift.extract(motorcycle[0], mask).keypoints[0]
+    assert len(keypoints) == 200
+    assert (keypoints.min(0).values >= torch.tensor([99.5, 99.5])).all()
+    assert (keypoints.max(0).values <= torch.tensor([499.5, 399.5])).all()
+
+
+def test_near_duplicates_go(sift, motorcycle):
+    keypoints = sift.extract(motorcycle[0]).keypoints[0]
+    distance = torch.cdist(keypoints, keypoints) + 9 * torch.eye(len(keypoints))
+    assert distance.min() >= 1.0
+
+
+def test_exif_turns_are_seen_upright_and_given_in_stored_pixels(motorcycle, tmp_path):
+    """A file whose pixels lie on their side: the keypoints are those of the upright photo, moved."""
+    pytest.importorskip("cv2")
+    pixels = (motorcycle[0][:, 50:350, 50:450] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    upright, on_side = tmp_path / "upright.png", tmp_path / "on_side.png"
+    Image.fromarray(pixels).save(upright)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "turn clockwise to show"
+    Image.fromarray(np.rot90(pixels)).save(on_side, exif=exif)
+    pipeline = Pipeline(extractor="sift", matcher="nearest", resize=None)
+    expected, found = pipeline.extract(upright), pipeline.extract(on_side)
+    assert found.image_size.tolist() == [[300, 400]]
+    assert found.turns.tolist() == [3]
+    torch.testing.assert_close(found.as_seen().keypoints, expected.keypoints, atol=1e-4, rtol=0)
+    torch.testing.assert_close(found.descriptors, expected.descriptors)
+    stored = found.keypoints[0]
+    torch.testing.assert_close(stored[:, 0], expected.keypoints[0, :, 1], atol=1e-4, rtol=0)
+    as_stored = dataclasses.replace(pipeline.options, rotation="none")
+    assert Pipeline(**dataclasses.asdict(as_stored)).extract(on_side).turns is None
+
+
+def test_tiles_reach_everywhere_and_find_a_keypoint_once(sift, motorcycle):
+    tiled = Pipeline(extractor="sift", matcher="nearest", max_keypoints=None, resize=None, tile=256)
+    whole = Pipeline(extractor="sift", matcher="nearest", max_keypoints=None, resize=None)
+    a, b = tiled.extract(motorcycle[0]).keypoints[0], whole.extract(motorcycle[0]).keypoints[0]
+    distance = torch.cdist(b, a).min(dim=1).values
+    assert (distance < 1.0).float().mean() > 0.95  # a tile's border hides the few whose support it cuts
+    assert len(a) < 1.1 * len(b)
+
+
+def test_many_pairs_equal_each_alone(motorcycle):
+    pytest.importorskip("cv2")
+    pipeline = Pipeline(extractor="rootsift", matcher="nearest", max_keypoints=300)
+    features = [pipeline.extract(image) for image in motorcycle[:2]]
+    together = pipeline.match_many(features, features[::-1])
+    assert torch.equal(together[0].indices, pipeline.match(*motorcycle[:2]).matches.indices)
+    assert len(together) == 2
+
+
+def test_timings_are_of_this_match_only(sift, motorcycle):
+    first = sift.match(*motorcycle[:2]).timings_ms
+    second = sift.match(*motorcycle[:2]).timings_ms
+    assert set(second) == {"read", "extract", "match"}
+    assert second["extract"] < 1.9 * first["extract"] + 50
+
+
+def test_options_are_typed_and_an_unknown_one_is_an_error():
+    with pytest.raises(InputError, match="unknown option 'max_num_keypoints'; known are extractor"):
+        isinglass.match("a", "b", max_num_keypoints=5)
+    for bad in (
+        {"rotation": "exif!"},
+        {"resize": 0},
+        {"max_keypoints": -1},
+        {"tile": 3},
+        {"tile": 64},
+        {"resize": 1.5},
+    ):
+        with pytest.raises(InputError, match="expected"):
+            Options.of(**bad)
+
+
+def test_a_matcher_name_means_the_weights_of_the_extractor():
+    assert matcher_weights("lightglue", "aliked-n16") == "lightglue-aliked"
+    assert matcher_weights("lightglue", "disk") == "lightglue-disk"
+    assert matcher_weights("lightglue", "xfeat") == "lighterglue-xfeat"
+    assert matcher_weights("superglue", "superpoint").startswith("superglue-")
+    assert matcher_weights("nearest", "aliked-t16") == "nearest"
+    with pytest.raises(InputError, match="no lightglue weights for features of 'aliked-t16'"):
+        matcher_weights("lightglue", "aliked-t16")
+    with pytest.raises(InputError, match="weights of LightGlue, no extractor"):
+        Pipeline(extractor="lightglue-disk")
+    with pytest.raises(InputError, match="weights of DISK, no matcher"):
+        Pipeline(extractor="sift", matcher="disk")
+
+
+class Corners:
+    """An extractor of one's own: the strongest corners of a grid, described by their pixels."""
+
+    signature = isinglass.Signature(extractor="corners")
+
+    def extract(self, images, mask=None):
+        points = torch.tensor([[4.0, 4.0], [12.0, 4.0], [4.0, 12.0]])
+        return isinglass.Features(
+            keypoints=points.expand(len(images), 3, 2),
+            descriptors=torch.eye(3).expand(len(images), 3, 3),
+            scores=torch.ones(len(images), 3),
+            image_size=torch.tensor([[images.shape[3], images.shape[2]]]).expand(len(images), 2),
+            signature=self.signature,
+        )
+
+
+def test_an_extractor_of_ones_own_is_an_object_with_its_methods():
+    assert isinstance(Corners(), Extractor)
+    assert isinstance(isinglass.Nearest(), Matcher)
+    pipeline = Pipeline(custom_extractor=Corners(), custom_matcher=isinglass.Nearest(), resize=None)
+    r = pipeline.match(np.zeros((20, 20), np.uint8), np.ones((20, 30), np.uint8))
+    assert r.matches.pairs().tolist() == [[0, 0], [1, 1], [2, 2]]
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (3, 20000), (40, 40)])
+def test_images_without_features_give_no_matches(shape):
+    pytest.importorskip("cv2")
+    flat = np.full(shape, 128, np.uint8)
+    r = isinglass.match(flat, flat, extractor="sift", matcher="nearest")
+    assert r.points0.shape == (0, 2)
+    assert r.scores.shape == (0,)
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("extractor", ["aliked", "disk", "xfeat"])
+@pytest.mark.parametrize("shape", [(1, 1, 3), (3, 20000), (40, 40)])
+def test_networks_on_images_without_features(extractor, shape):
+    flat = np.full(shape, 128, np.uint8)
+    r = isinglass.match(flat, flat, extractor=extractor)
+    assert len(r.points0) == len(r.points1) == len(r.scores)
+    assert torch.isfinite(r.points0).all()
