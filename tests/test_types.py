@@ -6,18 +6,7 @@ import torch
 
 from isinglass.errors import InputError
 from isinglass.types import Features, Matches, Signature, check_pairs
-
-
-def make_features(count, *, extractor="x", size=(64, 48), channels=8, **more):
-    generator = torch.Generator().manual_seed(count)
-    return Features(
-        keypoints=torch.rand(1, count, 2, generator=generator) * 40,
-        descriptors=torch.rand(1, count, channels, generator=generator),
-        scores=torch.rand(1, count, generator=generator),
-        image_size=torch.tensor([size]),
-        signature=Signature(extractor=extractor),
-        **more,
-    )
+from support import make_features
 
 
 def test_a_signature_survives_its_text():

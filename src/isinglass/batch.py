@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from isinglass.errors import InputError, MissingExtra
 from isinglass.files import load_features, save_features, save_matches, write_atomically
@@ -291,13 +292,14 @@ def _draw(
     """The picture of a pair, both images as the extractor saw them."""
     from isinglass.viz import plot_pair, save_figure
 
-    seen = []
-    for image, features in zip(images, (result.features0, result.features1), strict=True):
+    def seen(image: Path, features: Features) -> Tensor:
         turns = 0 if features.turns is None else int(features.turns[0])
         view = whole(read_image(image))
-        seen.append(turned(mirrored(view) if turns >= 4 else view, turns % 4).image)
+        return turned(mirrored(view) if turns >= 4 else view, turns % 4).image
+
     figure = plot_pair(
-        *seen,
+        seen(images[0], result.features0),
+        seen(images[1], result.features1),
         result.features0.as_seen(),
         result.features1.as_seen(),
         result.matches,

@@ -250,6 +250,19 @@ class Matcher(Protocol):
         ...
 
 
+def check_images(images: Tensor, mask: Tensor | None) -> None:
+    """Raises InputError unless these are images, and a mask of theirs, as `Extractor.extract` takes them."""
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.is_floating_point() or not images.numel():
+        raise InputError(
+            f"images have shape {tuple(images.shape)} and type {images.dtype}; expected (B, 3 or 1, H, W) in floating "
+            "point, values from 0 to 1"
+        )
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != images[:, 0].shape):
+        raise InputError(
+            f"mask has shape {tuple(mask.shape)} and type {mask.dtype}; expected {tuple(images[:, 0].shape)}, bool"
+        )
+
+
 def check_pairs(
     features0: Sequence[Features],
     features1: Sequence[Features],

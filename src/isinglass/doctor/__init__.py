@@ -46,7 +46,8 @@ def diagnose(image0: ImageSource, image1: ImageSource, *, pipeline: Pipeline, th
     base = pair.trial(plain)
     flat = [checks.flat_share(*one) for one in zip(pair.seen, base.features, strict=True)]
     findings = [
-        *_input_findings(base),
+        checks.signature(base),
+        checks.values(base.features),
         checks.exposure(pair.seen),
         checks.sharpness(pair.seen, pair.sides_px),
         checks.keypoints(base.features, flat, pipeline.options),
@@ -54,7 +55,7 @@ def diagnose(image0: ImageSource, image1: ImageSource, *, pipeline: Pipeline, th
     remedy, searched = None, base.matches is not None and (thorough or base.count < POOR_INLIERS)
     if searched:
         remedy = pair.remedy(plain, base)
-        findings += _threshold(pair, plain, base)
+        findings += _threshold(pair, plain, base) if remedy is None else []
     return _diagnosis([*findings, *_outcome(base, remedy, searched)], base)
 
 
@@ -67,11 +68,8 @@ def diagnose_features(features0: Features, features1: Features, matcher: Matcher
         if len(one) != 1 or one.mask is not None:
             raise InputError(f"features of {len(one)} images, or padded; expected those of one image (use f[i])")
     base = try_match(features0, features1, matcher)
-    return _diagnosis([*_input_findings(base), checks.keypoints(base.features), *_outcome(base)], base)
-
-
-def _input_findings(base: Trial) -> list[Finding]:
-    return [checks.signature(base), checks.values(base.features), checks.coordinates(base.features)]
+    findings = [check(base.features) for check in (checks.values, checks.coordinates, checks.keypoints)]
+    return _diagnosis([checks.signature(base), *findings, *_outcome(base)], base)
 
 
 def _outcome(base: Trial, remedy: Remedy | None = None, searched: bool = False) -> list[Finding]:
@@ -106,8 +104,11 @@ def _diagnosis(findings: Sequence[Finding], base: Trial) -> Diagnosis:
 def _rotation(base: Trial, remedy: Remedy | None, similar: tuple[float, float] | None) -> Finding | None:
     if remedy is not None and remedy.turn:
         how = {1: "90 degrees counter-clockwise", 2: "180 degrees", 3: "90 degrees clockwise"}[remedy.turn]
-        measured = f"{remedy.trial.compared_with(base)} once image 1 is turned by {how}{_also(remedy.size != 1)}"
-        advice = 'Use rotation="auto" (--rotation auto), or turn the photo.'
+        measured = f"{remedy.trial.compared_with(base)} once image 1 is turned by {how}"
+        if remedy.size == 1:
+            advice = f'Use rotation="auto" (--rotation auto), or turn image 1 by {how}.'
+        else:
+            measured, advice = f"{measured} and resized", f"Turn image 1 by {how}, and see scale."
         return Finding(check="rotation", status="problem", measured=measured, advice=advice)
     if similar is None:
         return None
@@ -123,28 +124,26 @@ def _rotation(base: Trial, remedy: Remedy | None, similar: tuple[float, float] |
 def _scale(base: Trial, remedy: Remedy | None, similar: tuple[float, float] | None) -> Finding | None:
     if remedy is not None and remedy.size != 1:
         i, factor = (1, 1 / remedy.size) if remedy.size < 1 else (0, remedy.size)
-        gain = f"{remedy.trial.compared_with(base)} once image {i} is shrunk {factor:g} times{_also(remedy.turn != 0)}"
+        gain = f"{remedy.trial.compared_with(base)} once image {i} is shrunk {factor:g} times"
+        gain += " and image 1 turned" if remedy.turn else ""
         side0, side1 = remedy.trial.sides_px
         advice = (
-            f"Extract image 0 with resize={side0} and image 1 with resize={side1}, and match those features; "
-            f"or crop image {1 - i} to what image {i} shows."
+            f"Extract image 0 with resize={side0} and image 1 with resize={side1} and match those features "
+            f"(Pipeline.match_many), or crop image {1 - i} to what image {i} shows."
         )
         return Finding(check="scale", status="problem", measured=gain, advice=advice)
     if similar is None:
         return None
-    larger = int(similar[0] > 1)
+    larger, sides = int(similar[0] > 1), base.sides_px
     factor = max(similar[0], 1 / max(similar[0], 1e-6))
     measured = (
-        f"as seen by the extractor, image {larger} shows things {factor:.1f} times as large as image {1 - larger}"
+        f"at long sides of {sides[0]} and {sides[1]} px, image {larger} shows things {factor:.1f} times as large as "
+        f"image {1 - larger}"
     )
     if factor < LARGE_SCALE:
         return Finding(check="scale", status="ok", measured=measured)
     advice = f"Crop image {1 - larger} to what image {larger} shows, or extract image {larger} with a smaller resize."
     return Finding(check="scale", status="warning", measured=measured, advice=advice)
-
-
-def _also(both: bool) -> str:
-    return ", and turned and resized at once" if both else ""
 
 
 def _threshold(pair: Pair, plain: Setting, base: Trial) -> list[Finding]:
@@ -164,8 +163,10 @@ def _overlap(best: Trial, searched: bool) -> Finding:
     """How much of each image lies within the matches that agree."""
     if not best.believed:
         measured = "no part of image 0 was found in image 1"
-        measured += f", at any of 4 quarter turns and {len(SIZES)} relative sizes" if searched else ""
-        advice = "Check that both photos show the same place from a similar side; add photos in between."
+        advice = "Run `isinglass doctor` on the photos: it tries turns and sizes."
+        if searched:
+            measured += f", at any of 4 quarter turns and {len(SIZES)} relative sizes"
+            advice = "Check that both photos show the same place from a similar side; add photos in between."
         return Finding(check="overlap", status="problem", measured=measured, advice=advice)
     shares = []
     for view, features in enumerate(best.features):
@@ -184,13 +185,13 @@ def _geometry(base: Trial) -> Finding:
     if base.inliers is None:
         advice = "pip install 'isinglass[geometry]'"
         return Finding(check="geometry", status="warning", measured="not checked: no PoseLib here", advice=advice)
-    measured = f"{base.count} of {base.num_matches} matches agree on one geometry"
-    if base.count >= POOR_INLIERS and base.believed:
+    measured = f"{base.count} of {base.num_matches} matches agree on one camera movement"
+    if base.count >= POOR_INLIERS:
         return Finding(check="geometry", status="ok", measured=measured)
-    if base.num_matches < POOR_INLIERS:
-        advice = "Too few to tell: first get more matches."
+    if base.num_matches < POOR_INLIERS or base.believed:
+        advice = "Too few to rely on: first get more matches."
         return Finding(check="geometry", status="warning", measured=measured, advice=advice)
-    advice = "These matches are mostly wrong, as with repeated patterns or different places: do not use them."
+    advice = "These matches are wrong, as with repeated patterns or different places: do not use them."
     return Finding(check="geometry", status="problem", measured=measured, advice=advice)
 
 
@@ -199,13 +200,13 @@ def _matching(stages: Stages, base: Trial) -> Finding:
     assert base.matches is not None
     best = float(base.matches.scores.max()) if base.matches.scores.numel() else 0.0
     measured = (
-        f"{stages.keypoints0} and {stages.keypoints1} keypoints, {stages.candidates} of them each other's best, "
-        f"{stages.matches} sure enough to be matches (best score {best:.2f})"
+        f"{stages.keypoints0} and {stages.keypoints1} keypoints, {stages.candidates} pairs are each other's best, "
+        f"{stages.matches} are sure enough to be matches (best score {best:.2f})"
     )
     advice = {
         "detector": "Most is lost for want of keypoints: see keypoints.",
         "descriptors": "Most is lost because the images look different to the extractor: try another (--extractor).",
-        "threshold": "Most is lost because the matcher is not sure: see rotation, scale, threshold and overlap.",
+        "threshold": "Most is lost because the matcher is not sure: see the checks above.",
         "geometry": "Most is lost because the matches contradict one another: see geometry.",
         None: "",
     }[stages.lost_at]

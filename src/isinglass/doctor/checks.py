@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from isinglass.doctor.report import POOR_INLIERS, Finding
+from isinglass.doctor.report import POOR_INLIERS, Finding, Status
 from isinglass.doctor.trials import Trial
 from isinglass.pipeline import Options
 from isinglass.types import PIXEL_CONVENTION, Features
 
-ONE_COLOUR = 0.01  # standard deviation of brightness (0 = black, 1 = white): the noise of a camera
+ONE_COLOUR = 0.5 / 255  # standard deviation of brightness (0 = black, 1 = white) that is rounding alone
+LOW_CONTRAST = 0.03  # of the same: from here down ALIKED finds ever fewer keypoints
 CLIPPED = 2.5 / 255  # as near to black or white as this, 8 bits hold no detail
-CLIPPED_WARNING, CLIPPED_PROBLEM = 0.3, 0.6  # share of pixels; night photos and drawings come near the first
-BRIGHTNESS_DIFFERENCE = 0.35  # of the means: day against night
+CLIPPED_WARNING, CLIPPED_PROBLEM = 0.5, 0.9  # share of pixels; night photos and drawings come near the first
 SMOOTH_RATIO = 0.2  # of the Laplacian's variance to that at half the size; smooth: 1/16, a sharp photo: 0.4 and more
 BLURRED_PX = 8  # finest detail from which on descriptors see mostly blur
 FEW_KEYPOINTS = 256  # half of the fewest that LightGlue's paper measures with
@@ -85,24 +86,30 @@ def _misplaced(one: Features) -> str:
 
 
 def exposure(seen: Sequence[Tensor]) -> Finding:
-    """Whether both images (H, W), brightness 0 to 1, show more than black, white or one colour, and are as bright."""
-    measured, status, advice = [], "ok", []
-    for i, image_HW in enumerate(seen):
-        clipped = float(((image_HW < CLIPPED) | (image_HW > 1 - CLIPPED)).float().mean())
-        contrast = float(image_HW.std(correction=0))
-        measured.append(f"image {i}: brightness {float(image_HW.mean()):.0%}, {clipped:.0%} pure black or white")
-        if contrast < ONE_COLOUR:
-            measured[-1] += ", one colour all over"
-        if contrast < ONE_COLOUR or clipped > CLIPPED_PROBLEM:
-            status = "problem"
-        elif clipped > CLIPPED_WARNING and status == "ok":
-            status = "warning"
-        else:
-            continue
-        advice.append(f"Use another photo for image {i}: where it is black or white there is nothing to match.")
-    if not advice and abs(float(seen[0].mean() - seen[1].mean())) > BRIGHTNESS_DIFFERENCE:
-        status, advice = "warning", ["Brighten the darker image, for instance by histogram equalisation."]
-    return Finding(check="exposure", status=status, measured="; ".join(measured), advice=" ".join(advice))
+    """Whether both images (H, W), brightness 0 to 1, show more than black, white or one colour."""
+    singles = [_exposure(image_HW, f"image {i}") for i, image_HW in enumerate(seen)]
+    worst = max(singles, key=lambda one: get_args(Status).index(one.status)).status
+    told = [one for one in singles if one.status == worst]
+    measured = "; ".join(one.measured for one in told)
+    return Finding(
+        check="exposure", status=worst, measured=measured, advice=" ".join(one.advice for one in told).strip()
+    )
+
+
+def _exposure(image_HW: Tensor, name: str) -> Finding:
+    brightness, contrast = float(image_HW.mean()), float(image_HW.std(correction=0))
+    clipped = float(((image_HW < CLIPPED) | (image_HW > 1 - CLIPPED)).float().mean())
+    measured = f"{name} has brightness {brightness:.0%}, contrast {contrast:.1%}, {clipped:.0%} pure black or white"
+    status, advice = "ok", ""
+    if contrast < ONE_COLOUR:
+        measured = f"{name} is of one colour, brightness {brightness:.0%}"
+        status, advice = "problem", f"Use another photo for {name}: there is nothing to match."
+    elif contrast < LOW_CONTRAST:
+        status, advice = "problem", f"Stretch the contrast of {name} to the full range from black to white."
+    elif clipped > CLIPPED_WARNING:
+        status = "problem" if clipped > CLIPPED_PROBLEM else "warning"
+        advice = f"Use a photo that is less {'dark' if brightness < 0.5 else 'bright'} for {name}."
+    return Finding(check="exposure", status=status, measured=measured, advice=advice)
 
 
 def sharpness(seen: Sequence[Tensor], sides_px: Sequence[int]) -> Finding:
@@ -116,8 +123,8 @@ def sharpness(seen: Sequence[Tensor], sides_px: Sequence[int]) -> Finding:
         return Finding(check="sharpness", status="ok", measured=measured)
     i = finest_px.index(max(finest_px))
     side = max(seen[i].shape)
-    better = "a larger version of it" if side > 2 * sides_px[i] else "a sharper photo"
-    advice = f"Use {better} for image {i}, or look at both at a size where they are sharp: resize={side // 4}."
+    better = f"a larger version of image {i}" if side > 2 * sides_px[i] else f"a sharper photo for image {i}"
+    advice = f"Use {better}, or match at a size where it is sharp: resize={side // 4} (--resize {side // 4})."
     return Finding(check="sharpness", status="warning", measured=measured, advice=advice)
 
 
@@ -177,4 +184,4 @@ def _more(features: Sequence[Features], flat: Sequence[float], options: Options 
     side = int(features[i].image_size.max())
     if options.resize is not None and side > options.resize and not flat[i] > FLAT_WARNING:
         return f"Raise resize (--resize), now {options.resize}: image {i} has {side} px."
-    return f"Use a photo with more texture for image {i}, or another extractor (--extractor rootsift finds more)."
+    return f"Use a photo with more texture for image {i}, or another extractor."

@@ -9,6 +9,7 @@ CHECKS = (  # in the order of the report; of several problems the verdict names 
     *("signature", "values", "coordinates", "exposure", "keypoints", "rotation", "scale", "threshold", "overlap"),
     *("geometry", "matching", "sharpness"),
 )
+Status = Literal["ok", "warning", "problem"]
 POOR_INLIERS = 30  # under this a pair is poor: twice what a geometry needs to be believed
 
 
@@ -17,7 +18,7 @@ class Finding:
     """One check of CHECKS: what was measured, and what to do if all is not well."""
 
     check: str
-    status: Literal["ok", "warning", "problem"]
+    status: Status
     measured: str
     advice: str = ""
 
@@ -54,8 +55,8 @@ class Diagnosis:
     @property
     def verdict(self) -> str:
         """One line: how well the pair matches, and the likeliest cause if that is badly."""
-        agree = "" if self.stages.inliers is None else f", {self.stages.inliers} of them agree"
-        counts = f"{self.stages.matches} matches{agree}."
+        agree = "" if self.stages.inliers is None else f", {self.stages.inliers} of them in agreement"
+        counts = f"{self.stages.matches} matches{agree}." if self.stages.matches else "No matches."
         problem = next((one for one in self.findings if one.status == "problem"), None)
         if problem is not None:
             return f"{counts} Likely cause, {problem.check}: {problem.measured}. {problem.advice}"

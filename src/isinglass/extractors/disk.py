@@ -25,7 +25,7 @@ from isinglass.types import Features, Signature
 from isinglass.weights import Pretrained
 
 STRIDE = 16  # px of the coarsest map
-RADIUS = 2  # px: all convolutions are 5 x 5
+KERNEL = 5  # px, of all convolutions
 DOWN = (16, 32, 64, 64, 64)  # channels on the way down
 UP = (64, 64, 64, 128 + 1)  # and up: at last the descriptor's, and the score
 HEAD = "unet.path_up.3.conv.3"  # the last convolution
@@ -50,7 +50,7 @@ class InstanceNorm(nn.Module):
 
 
 def _convolution(inputs: int, outputs: int) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, 2 * RADIUS + 1, padding=RADIUS)
+    return nn.Conv2d(inputs, outputs, KERNEL, padding=KERNEL // 2)
 
 
 def _gated(inputs: int, outputs: int) -> nn.Sequential:
@@ -115,8 +115,10 @@ class DISK(Pretrained, nn.Module):
         """Scores (B, H, W), and what the last convolution reads of the padded images, (B, 80, H', W')."""
         height, width = images_B3HW.shape[2:]
         context_BCHW = self.unet(F.pad(images_B3HW, (0, -width % STRIDE, 0, -height % STRIDE)))
-        weight, bias = self.get_parameter(f"{HEAD}.weight"), self.get_parameter(f"{HEAD}.bias")
-        scores_B1HW = F.conv2d(context_BCHW, weight[-1:], bias[-1:], padding=RADIUS)
+        weight, bias = self.get_parameter(f"{HEAD}.weight")[-1], self.get_parameter(f"{HEAD}.bias")[-1]
+        # A convolution to one output: first over the channels, then over the window, which is several times faster.
+        taps_BTP = weight.flatten(1).flip(1).T @ context_BCHW.flatten(2)
+        scores_B1HW = F.fold(taps_BTP, context_BCHW.shape[2:], KERNEL, padding=KERNEL // 2) + bias
         return scores_B1HW[:, 0, :height, :width], context_BCHW
 
     def describe(self, context_CHW: Tensor, pixels_K2: Tensor) -> Tensor:
@@ -127,7 +129,7 @@ class DISK(Pretrained, nn.Module):
         bias = self.get_parameter(f"{HEAD}.bias")[:-1]
         descriptors = []
         for chunk_K2 in pixels_K2.split(CHUNK):
-            index_KT, inside_KT = window_taps(chunk_K2, RADIUS, width, height)
+            index_KT, inside_KT = window_taps(chunk_K2, KERNEL // 2, width, height)
             windows_KTC = rows_RC[index_KT].masked_fill(~inside_KT[..., None], 0.0)
             descriptors.append(F.normalize(F.linear(windows_KTC.flatten(1), weight, bias), dim=1))
         return torch.cat(descriptors)

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isinglass.errors import InputError, MissingExtra
-from isinglass.types import Features, Signature
+from isinglass.errors import MissingExtra
+from isinglass.ops.colour import luminance
+from isinglass.types import Features, Signature, check_images
 
 # OpenCV doubles the image so that its pixel x covers 2 x and 2 x + 1, whose centre is 2 x + 1/2, and halves positions
 # without undoing that half pixel.
@@ -57,8 +58,8 @@ class SIFT:
         A keypoint stays where the pixel of `mask` (B, H, W) bool that it lies in is True. The images are rounded to
         8 bits. Scores are the absolute difference of Gaussians.
         """
-        _check(images, mask)
-        grey_BHW = _grey_8bit(images)
+        check_images(images, mask)
+        grey_BHW = (luminance(images)[:, 0] * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
         masks = [None] * len(images) if mask is None else [*mask.cpu().numpy()]
         singles = [self._extract_one(grey_HW, mask_HW) for grey_HW, mask_HW in zip(grey_BHW, masks, strict=True)]
         return Features.stack(singles).to(images.device)
@@ -115,26 +116,6 @@ def _normalised(descriptors_ND: np.ndarray, rootsift: bool) -> np.ndarray:
     norm_N1 = np.linalg.norm(descriptors_ND, ord=order, axis=1, keepdims=True)
     unit_ND = descriptors_ND / np.maximum(norm_N1, np.finfo(np.float32).tiny)
     return np.sqrt(unit_ND) if rootsift else unit_ND
-
-
-def _grey_8bit(images_BCHW: Tensor) -> np.ndarray:
-    """(B, H, W) uint8 luminance by ITU-R BT.601, of RGB or grey images in [0, 1]."""
-    weights = images_BCHW.new_tensor([0.299, 0.587, 0.114] if images_BCHW.shape[1] == 3 else [1.0])
-    grey_BHW = (images_BCHW * weights[:, None, None]).sum(dim=1)
-    return (grey_BHW * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
-
-
-def _check(images: Tensor, mask: Tensor | None) -> None:
-    """Raises InputError on what are no images, or no mask of theirs."""
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.is_floating_point() or not images.numel():
-        raise InputError(
-            f"images have shape {tuple(images.shape)} and type {images.dtype}; expected (B, 3 or 1, H, W) in floating "
-            "point, values from 0 to 1"
-        )
-    if mask is not None and (mask.dtype != torch.bool or mask.shape != images[:, 0].shape):
-        raise InputError(
-            f"mask has shape {tuple(mask.shape)} and type {mask.dtype}; expected {tuple(images[:, 0].shape)}, bool"
-        )
 
 
 def _import_opencv() -> Any:

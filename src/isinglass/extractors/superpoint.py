@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from isinglass.errors import InputError
+from isinglass.ops.colour import luminance
 from isinglass.ops.keypoints import clear_border, flat_to_xy, sample_bilinear, select_keypoints, suppress_non_maxima
-from isinglass.types import Features, Signature
+from isinglass.types import Features, Signature, check_images
 from isinglass.weights import Pretrained
 
 CELL = 8  # px
@@ -90,7 +90,7 @@ class SuperPoint(Pretrained, nn.Module):
 
         The last H mod 8 rows and W mod 8 columns have no scores.
         """
-        features_BChw = self.backbone(_grey(images_BCHW))
+        features_BChw = self.backbone(luminance(images_BCHW))
         probability_BChw = self.detector(features_BChw).softmax(dim=1)[:, :-1]
         scores_BHW = F.pixel_shuffle(probability_BChw, CELL)[:, 0]
         return scores_BHW, F.normalize(self.descriptor(features_BChw), dim=1)
@@ -102,7 +102,7 @@ class SuperPoint(Pretrained, nn.Module):
         Keypoints are detected only where `mask` (B, H, W) bool is True; it comes before `max_keypoints`, not before
         the suppression of non-maxima. Best first where there are more than `max_keypoints`, else in raster order.
         """
-        _check(images, mask)
+        check_images(images, mask)
         height, width = images.shape[-2:]
         at_least_a_cell = F.pad(images, (0, max(CELL - width, 0), 0, max(CELL - height, 0)))
         scores_BHW, descriptors_BDhw = self(at_least_a_cell)
@@ -136,23 +136,3 @@ class SuperPoint(Pretrained, nn.Module):
             size = keypoints_K2.new_tensor(descriptors_Dhw.shape[:0:-1])
             cells_K2 = cells_K2 * (size - 1) / (size - 9 / 16)
         return F.normalize(sample_bilinear(descriptors_Dhw, cells_K2), dim=-1)
-
-
-def _grey(images_BCHW: Tensor) -> Tensor:
-    """(B, 1, H, W) luminance by ITU-R BT.601, of RGB or grey images."""
-    if images_BCHW.shape[1] == 1:
-        return images_BCHW
-    return (images_BCHW * images_BCHW.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(dim=1, keepdim=True)
-
-
-def _check(images: Tensor, mask: Tensor | None) -> None:
-    """Raises InputError on what are no images, or no mask of theirs."""
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.is_floating_point() or not images.numel():
-        raise InputError(
-            f"images have shape {tuple(images.shape)} and type {images.dtype}; expected (B, 3 or 1, H, W) in floating "
-            "point, values from 0 to 1"
-        )
-    if mask is not None and (mask.dtype != torch.bool or mask.shape != images[:, 0].shape):
-        raise InputError(
-            f"mask has shape {tuple(mask.shape)} and type {mask.dtype}; expected {tuple(images[:, 0].shape)}, bool"
-        )

@@ -19,9 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from isinglass.errors import InputError
 from isinglass.ops.keypoints import flat_to_xy, local_maxima, select_keypoints
-from isinglass.types import Features, Signature
+from isinglass.types import Features, Signature, check_images
 from isinglass.weights import Pretrained
 
 CELL = 8  # px
@@ -107,7 +106,7 @@ class XFeat(Pretrained, nn.Module):
         A keypoint stays where the pixel of `mask` (B, H, W) bool that it lies in is True. The score is the keypoint's
         probability times its reliability. A side under 32 px is enlarged to 32 px; one under 8 px has no keypoints.
         """
-        _check(images, mask)
+        check_images(images, mask)
         height, width = images.shape[-2:]
         inner_height, inner_width = (max(side // STRIDE, 1) * STRIDE for side in (height, width))
         resized = F.interpolate(images, (inner_height, inner_width), mode="bilinear")
@@ -149,16 +148,3 @@ def _sample(map_Chw: Tensor, points_K2: Tensor, mode: str) -> Tensor:
     height, width = map_Chw.shape[1] * CELL, map_Chw.shape[2] * CELL
     grid_K2 = points_K2 / points_K2.new_tensor([width - 1, height - 1]) * 2 - 1
     return F.grid_sample(map_Chw[None], grid_K2[None, :, None], mode=mode, align_corners=False)[0, :, :, 0].T
-
-
-def _check(images: Tensor, mask: Tensor | None) -> None:
-    """Raises InputError on what are no images, or no mask of theirs."""
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.is_floating_point() or not images.numel():
-        raise InputError(
-            f"images have shape {tuple(images.shape)} and type {images.dtype}; expected (B, 3 or 1, H, W) in floating "
-            "point, values from 0 to 1"
-        )
-    if mask is not None and (mask.dtype != torch.bool or mask.shape != images[:, 0].shape):
-        raise InputError(
-            f"mask has shape {tuple(mask.shape)} and type {mask.dtype}; expected {tuple(images[:, 0].shape)}, bool"
-        )

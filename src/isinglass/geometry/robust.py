@@ -57,8 +57,8 @@ def estimate(
     """The two-view geometry of matches `points0` and `points1`, both (M, 2) px.
 
     "auto" gives the homography (a plane, or a camera that only turns: the fundamental matrix is not determined then),
-    unless the fundamental matrix also explains matches that are clearly off the plane, by more than twice the
-    threshold, and more of them than chance would give. Deterministic for a `seed`.
+    unless the fundamental matrix also explains matches that are clearly off the plane, by 1.5 times the threshold,
+    and more of them than chance would give. Deterministic for a `seed`.
 
     Scale `threshold_px` with the images: if these were shrunk by 4 for extraction, keypoints are 4 times as coarse.
 
@@ -66,13 +66,15 @@ def estimate(
     without PoseLib.
     """
     x0_M2, x1_M2 = _checked(points0, points1, threshold_px)
+    if kind not in ("auto", "homography", "fundamental"):
+        raise InputError(f"kind is {kind!r}; expected 'auto', 'homography' or 'fundamental'")
     if kind != "auto":
         return _estimate(x0_M2, x1_M2, kind, threshold_px, seed)
     plane = _estimate(x0_M2, x1_M2, "homography", threshold_px, seed)
     scene = _estimate(x0_M2, x1_M2, "fundamental", threshold_px, seed)
     if plane.model is None or scene.model is None:
         return scene if plane.model is None else plane
-    off_plane = transfer_error(plane.model, x0_M2, x1_M2) > 2 * threshold_px
+    off_plane = transfer_error(plane.model, x0_M2, x1_M2) > 1.5 * threshold_px
     parallax = int((scene.inliers & off_plane).sum())
     chance = _chance(x0_M2, x1_M2, "fundamental", threshold_px)
     # Given the plane, two more matches determine the fundamental matrix.
@@ -83,7 +85,7 @@ def estimate(
 def estimate_homography(
     points0: ArrayLike, points1: ArrayLike, *, threshold_px: float = 3.0, seed: int = 0
 ) -> RobustResult:
-    """See `estimate`."""
+    """See `estimate`. PoseLib looks for planes seen from one side: the mirror image of a view gives no homography."""
     return estimate(points0, points1, "homography", threshold_px=threshold_px, seed=seed)
 
 
@@ -101,7 +103,7 @@ def _estimate(x0_M2: Floats, x1_M2: Floats, kind: Kind, threshold_px: float, see
     )
     if len(x0_M2) <= _SAMPLE[kind]:
         return none
-    options = {"seed": seed, "max_iterations": _ITERATIONS}
+    options: dict[str, float] = {"seed": seed, "max_iterations": _ITERATIONS}
     if kind == "homography":  # PoseLib measures it in view 1 alone: further by sqrt(2) where the scale is the same
         options["max_reproj_error"] = threshold_px * math.sqrt(2)
         model, _ = poselib.estimate_homography(x0_M2, x1_M2, options, {})

@@ -12,19 +12,14 @@ Floats = NDArray[np.float64]
 
 
 def apply_homography(homography: ArrayLike, points: ArrayLike) -> Floats:
-    """Where `homography` takes points (M, 2); NaN for those it takes to infinity, or that come from beyond it.
-
-    Beyond infinity are points whose third coordinate has another sign than det(H): no camera sees both sides at once.
-    """
-    matrix = np.asarray(homography, dtype=np.float64)
-    mapped_M3 = _homogeneous(points) @ matrix.T
-    depth_M1 = mapped_M3[:, 2:] * np.sign(np.linalg.det(matrix))
+    """Where `homography` takes points (M, 2); not finite where that is at infinity."""
+    mapped_M3 = _homogeneous(points) @ np.asarray(homography, dtype=np.float64).T
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(depth_M1 > 0, mapped_M3[:, :2] / mapped_M3[:, 2:], np.nan)
+        return mapped_M3[:, :2] / mapped_M3[:, 2:]
 
 
 def transfer_error(homography: ArrayLike, points0: ArrayLike, points1: ArrayLike) -> Floats:
-    """(M,) px: how far a match moves in both views together to satisfy x1 ~ H x0; inf beyond infinity.
+    """(M,) px: how far a match moves in both views together to satisfy x1 ~ H x0; may be inf.
 
     From its errors d1 = |H x0 - x1| and d0 = |H^-1 x1 - x0| as 1 / d^2 = 1 / d0^2 + 1 / d1^2, which is Sampson's
     distance for a similarity (Hartley and Zisserman, section 4.2.6), and the same for swapped views.
@@ -37,7 +32,7 @@ def transfer_error(homography: ArrayLike, points0: ArrayLike, points1: ArrayLike
     x0_M2, x1_M2 = np.asarray(points0, dtype=np.float64), np.asarray(points1, dtype=np.float64)
     forward_M = np.linalg.norm(apply_homography(matrix, x0_M2) - x1_M2, axis=1)
     backward_M = np.linalg.norm(apply_homography(inverse, x1_M2) - x0_M2, axis=1)
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
         distance_M = 1 / np.hypot(1 / forward_M, 1 / backward_M)
     return np.nan_to_num(distance_M, nan=np.inf)
 

@@ -126,14 +126,22 @@ class Assignment(nn.Module):
         self.matchability = nn.Linear(width, 1)  # eq. 7, a logit
         self.projection = nn.Linear(width, width)  # eq. 6
 
-    def forward(self, x0_BMD: Tensor, x1_BND: Tensor) -> Tensor:
-        """Log of the partial assignment (B, M, N), eq. 8."""
+    def forward(
+        self, x0_BMD: Tensor, x1_BND: Tensor, padding_BMN: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Log of the partial assignment (B, M, N), eq. 8, very low at padding; matchability logits (B, M), (B, N)."""
         scale = x0_BMD.shape[-1] ** -0.25
-        projected0, projected1 = self.projection(x0_BMD) * scale, self.projection(x1_BND) * scale
-        similarity_BMN = projected0 @ projected1.mT
-        return log_double_softmax(
-            similarity_BMN, self.matchability(x0_BMD).squeeze(-1), self.matchability(x1_BND).squeeze(-1)
-        )
+        similarity_BMN = self.projection(x0_BMD) * scale @ (self.projection(x1_BND) * scale).mT
+        z0_BM, z1_BN = self.matchability(x0_BMD).squeeze(-1), self.matchability(x1_BND).squeeze(-1)
+        if padding_BMN is None:
+            return log_double_softmax(similarity_BMN, z0_BM, z1_BN), z0_BM, z1_BN
+        very_low = torch.finfo(similarity_BMN.dtype).min / 4
+        log_assignment_BMN = log_double_softmax(similarity_BMN.masked_fill(padding_BMN, very_low), z0_BM, z1_BN)
+        return log_assignment_BMN.masked_fill(padding_BMN, very_low), z0_BM, z1_BN
+
+    def probability(self, x: Tensor) -> Tensor:
+        """sigma of eq. 7 for states (..., D): how likely each point has a match."""
+        return self.matchability(x).squeeze(-1).sigmoid()
 
 
 class Prediction(NamedTuple):
@@ -225,21 +233,17 @@ class LightGlue(Pretrained, nn.Module):
         angle = self.position_encoding(position).repeat_interleave(2, dim=-1)[..., None, :]
         return Rotation(angle.cos(), angle.sin())
 
-    def _predict(self, layer: int, x_B2ND: Tensor, mask_B2N: Tensor | None) -> Prediction:
+    def _head(self, layer: int) -> Assignment:
         head = self.assignments[layer]
-        matchability_B2N = head.matchability(x_B2ND).squeeze(-1)
-        projected_B2ND = head.projection(x_B2ND) * x_B2ND.shape[-1] ** -0.25
-        similarity_BNN = projected_B2ND[:, 0] @ projected_B2ND[:, 1].mT
+        assert isinstance(head, Assignment)
+        return head
+
+    def _predict(self, layer: int, x_B2ND: Tensor, mask_B2N: Tensor | None) -> Prediction:
         padding_BNN = None if mask_B2N is None else ~(mask_B2N[:, 0, :, None] & mask_B2N[:, 1, None, :])
-        very_low = torch.finfo(similarity_BNN.dtype).min / 4
-        if padding_BNN is not None:
-            similarity_BNN = similarity_BNN.masked_fill(padding_BNN, very_low)
-        log_assignment_BNN = log_double_softmax(similarity_BNN, matchability_B2N[:, 0], matchability_B2N[:, 1])
-        if padding_BNN is not None:
-            log_assignment_BNN = log_assignment_BNN.masked_fill(padding_BNN, very_low)
+        log_assignment_BNN, z0_BN, z1_BN = self._head(layer)(x_B2ND[:, 0], x_B2ND[:, 1], padding_BNN)
         last = layer == len(self.layers) - 1
         confidence_B2N = None if last else self.confidences[layer](x_B2ND.detach()).squeeze(-1)
-        return Prediction(log_assignment_BNN, matchability_B2N, confidence_B2N)
+        return Prediction(log_assignment_BNN, torch.stack([z0_BN, z1_BN], dim=1), confidence_B2N)
 
     def _match_packed(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
         buffer = self._pack(pairs)
@@ -254,7 +258,7 @@ class LightGlue(Pretrained, nn.Module):
             confidence_T = None if last else self._confidence(i, buffer)
             finished = set(buffer.pairs) if last else self._finished(i, buffer, confidence_T, num_points)
             for pair, x0_MD, x1_ND, place0_M, place1_N in buffer.views(finished):
-                log_assignment_BMN = self.assignments[i](x0_MD[None], x1_ND[None])
+                log_assignment_BMN, _, _ = self._head(i)(x0_MD[None], x1_ND[None])
                 index_BM, score_BM = mutual_matches(log_assignment_BMN, self.config.filter_threshold)
                 matched_M = torch.where(index_BM[0] < 0, -1, place1_N[index_BM[0]])
                 matches[pair] = _scatter(place0_M, matched_M, score_BM[0], pairs[pair][0].keypoints.shape[1])
@@ -298,8 +302,7 @@ class LightGlue(Pretrained, nn.Module):
         """(T,) bool, False = prune: confident and unmatchable (section 3.3). None = prune nothing."""
         if self.config.width_confidence is None:
             return None
-        matchability_T = torch.sigmoid(self.assignments[layer].matchability(buffer.state_T)).squeeze(-1)
-        keep_T = matchability_T > 1 - self.config.width_confidence
+        keep_T = self._head(layer).probability(buffer.state_T) > 1 - self.config.width_confidence
         return keep_T if confidence_T is None else keep_T | (confidence_T <= self.confidence_threshold(layer))
 
     def _report(

@@ -133,9 +133,9 @@ def save_checkpoint(
     part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file(state, part, {METADATA: json.dumps(metadata)})
+        part.write_bytes(safetensors.torch.save(state, {METADATA: json.dumps(metadata)}))
         part.replace(path)
-    except (OSError, safetensors.SafetensorError) as error:
+    except OSError as error:
         raise WeightsError(f"cannot write {path}: {error}. Make room, or choose a folder you may write to") from error
     finally:
         part.unlink(missing_ok=True)

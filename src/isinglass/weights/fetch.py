@@ -122,7 +122,7 @@ def _licence_message(one: Record) -> str:
     return (
         f"the weights {one.name!r} are under a licence you must accept first: {one.licence}. Read it at {one.homepage} "
         f"and then, once and for good, run isinglass.weights.accept_licence({one.name!r}); or for this call only, pass "
-        f"accept_licence=True; or set ISINGLASS_ACCEPT_LICENCES={one.name}. "
+        f"accept_licence=True (--accept-licence on the command line); or set ISINGLASS_ACCEPT_LICENCES={one.name}. "
         f"Weights of {one.model} that allow commercial use: {', '.join(free) or 'none'}"
     )
 

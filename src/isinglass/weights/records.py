@@ -7,7 +7,7 @@ Nothing here needs torch.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -179,32 +179,32 @@ def _superglue(place: str, trained_on: str) -> Record:
     )
 
 
-def _table() -> Iterator[Record]:
-    yield _aliked(
+_TABLE = (
+    _aliked(
         "n16",
         "ALIKED, 16 sample positions a descriptor; the default extractor",
         "5be8704840ed662d9d8c561bf7279c222092674e7eb05fd0feab94899e9d82f2",
         2738091,
-    )
-    yield _aliked(
+    ),
+    _aliked(
         "n16rot",
         "ALIKED n16 trained with turned images: steadier under rotation",
         "ddf3abbf38e86f6a74540d214e1a9712c54b2d8551abc864542199f2347d7332",
         2738325,
-    )
-    yield _aliked(
+    ),
+    _aliked(
         "n32",
         "ALIKED, 32 sample positions a descriptor",
         "055283fd1624d3ab46a05c3b617b1a79a3f28d1f551737eef2d653e8c8232890",
         3946667,
-    )
-    yield _aliked(
+    ),
+    _aliked(
         "t16",
         "ALIKED tiny: 64-d descriptors",
         "56782336919db220144a884e710e2b6af13b3b8f8da15b915a239078ab471085",
         794859,
-    )
-    yield Record(
+    ),
+    Record(
         name="disk",
         model="DISK",
         about="DISK, the model trained with depth",
@@ -219,8 +219,8 @@ def _table() -> Iterator[Record]:
         trained_on=MEGADEPTH,
         homepage="https://github.com/cvlab-epfl/disk",
         paper="https://arxiv.org/abs/2006.13566",
-    )
-    yield Record(
+    ),
+    Record(
         name="xfeat",
         model="XFeat",
         about="XFeat, 64-d descriptors, made for CPUs",
@@ -235,8 +235,8 @@ def _table() -> Iterator[Record]:
         trained_on=f"{MEGADEPTH} and synthetic warps of {COCO}",
         homepage="https://github.com/verlab/accelerated_features",
         paper="https://arxiv.org/abs/2404.19174",
-    )
-    yield Record(
+    ),
+    Record(
         name="superpoint-open",
         model="SuperPoint",
         about="SuperPoint trained anew by R. Pautrat and P.-E. Sarlin; not the descriptors of superpoint",
@@ -247,8 +247,8 @@ def _table() -> Iterator[Record]:
         trained_on=f"synthetic shapes, then {COCO}",
         homepage="https://github.com/rpautrat/SuperPoint",
         paper="https://arxiv.org/abs/1712.07629",
-    )
-    yield Record(
+    ),
+    Record(
         name="superpoint",
         model="SuperPoint",
         about="SuperPoint as published by Magic Leap",
@@ -263,25 +263,25 @@ def _table() -> Iterator[Record]:
         homepage="https://github.com/magicleap/SuperPointPretrainedNetwork",
         paper="https://arxiv.org/abs/1712.07629",
         config={"batch_norm": False, "sampling": "magic-leap"},
-    )
-    yield _lightglue(
+    ),
+    _lightglue(
         "aliked",
         "aliked-n16",
         {"input_size": 128},
         sha256="d975e965b105311a6143194852297dff4f02aea5cc2e10cecfed966ca0e22503",
         size_bytes=47632827,
-    )
-    yield _lightglue(
+    ),
+    _lightglue(
         "disk",
         "disk",
         {"input_size": 128},
         sha256="b5b21d47ea24f2c5e501aec9c91b9716e4c8c3429a4dc1e615c133c4c9378335",
         size_bytes=47631405,
-    )
-    yield _lightglue("superpoint", "superpoint", {"input_size": 256}, remark=", which are non-commercial")
-    yield _lightglue("sift", "rootsift", {"input_size": 128, "scale_orientation": True})
-    yield _lightglue("doghardnet", "doghardnet", {"input_size": 128, "scale_orientation": True})
-    yield Record(
+    ),
+    _lightglue("superpoint", "superpoint", {"input_size": 256}, remark=", which are non-commercial"),
+    _lightglue("sift", "rootsift", {"input_size": 128, "scale_orientation": True}),
+    _lightglue("doghardnet", "doghardnet", {"input_size": 128, "scale_orientation": True}),
+    Record(
         name="lighterglue-xfeat",
         model="LightGlue",
         about="LighterGlue: a narrow LightGlue of 6 layers for features of xfeat",
@@ -305,9 +305,10 @@ def _table() -> Iterator[Record]:
             "width_confidence": 0.95,
         },
         accepts=("xfeat",),
-    )
-    yield _superglue("indoor", SCANNET)
-    yield _superglue("outdoor", MEGADEPTH)
+    ),
+    _superglue("indoor", SCANNET),
+    _superglue("outdoor", MEGADEPTH),
+)
 
 
-RECORDS: Mapping[str, Record] = {one.name: one for one in _table()}
+RECORDS: Mapping[str, Record] = {one.name: one for one in _TABLE}
