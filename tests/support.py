@@ -50,3 +50,33 @@ def reference_features(path, extractor):
         )
         for i in (0, 1)
     ]
+
+
+HOMOGRAPHY = torch.tensor([[0.92, -0.10, 40.0], [0.06, 0.95, -12.0], [6e-5, -4e-5, 1.0]], dtype=torch.float64)
+
+
+def warp(image_3HW, homography):
+    """The image under a homography that maps its pixels to those of the result, bilinear, same size."""
+    height, width = image_3HW.shape[1:]
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    points = torch.stack([x, y, torch.ones_like(x)], dim=-1).double() @ torch.linalg.inv(homography).T
+    points = points[..., :2] / points[..., 2:]
+    grid = points / torch.tensor([width - 1, height - 1]) * 2 - 1
+    return torch.nn.functional.grid_sample(image_3HW[None], grid[None].float(), align_corners=True)[0]
+
+
+def transfer(points, homography):
+    mapped = torch.cat([points, torch.ones(len(points), 1)], dim=1).double() @ homography.T
+    return (mapped[:, :2] / mapped[:, 2:]).float()
+
+
+def motorcycle_precision(result, disparity, threshold_px):
+    """Share of the motorcycle pair's matches within a distance of the truth, and how many have a known truth.
+
+    Where the left view sees (x, y), the right one sees (x - disparity, y).
+    """
+    x, y = result.points0.round().long().T
+    truth = result.points0[:, 0] - torch.from_numpy(np.asarray(disparity, dtype=np.float32))[y, x]
+    known = torch.isfinite(truth)
+    error = torch.hypot(result.points1[:, 0] - truth, result.points1[:, 1] - result.points0[:, 1])[known]
+    return float((error < threshold_px).float().mean()), len(error)

@@ -235,7 +235,7 @@ def test_every_field_is_checked(tmp_path, changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"indices": [[0, 9]], "scores": [1.0]}, "view 1 has 5"),
+        ({"indices": [[0, 5]], "scores": [1.0]}, "view 1 has 5"),
         ({"indices": [[7, 0]], "scores": [1.0]}, "not among its 7"),
         ({"indices": [[0, 1], [0, 2]], "scores": [1.0, 1.0]}, "repeat"),
         ({"indices": [[0, 1]]}, "json"),

@@ -11,24 +11,8 @@ import isinglass
 from isinglass.errors import InputError
 from isinglass.pipeline import Options, Pipeline, matcher_weights
 from isinglass.types import Extractor, Matcher
+from support import HOMOGRAPHY, motorcycle_precision, transfer, warp
 
-
-def warp(image_3HW, homography):
-    """The image under a homography that maps its pixels to those of the result, bilinear, same size."""
-    height, width = image_3HW.shape[1:]
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    points = torch.stack([x, y, torch.ones_like(x)], dim=-1).double() @ torch.linalg.inv(homography).T
-    points = points[..., :2] / points[..., 2:]
-    grid = points / torch.tensor([width - 1, height - 1]) * 2 - 1
-    return torch.nn.functional.grid_sample(image_3HW[None], grid[None].float(), align_corners=True)[0]
-
-
-def transfer(points, homography):
-    mapped = torch.cat([points, torch.ones(len(points), 1)], dim=1).double() @ homography.T
-    return (mapped[:, :2] / mapped[:, 2:]).float()
-
-
-HOMOGRAPHY = torch.tensor([[0.92, -0.10, 40.0], [0.06, 0.95, -12.0], [6e-5, -4e-5, 1.0]], dtype=torch.float64)
 SETTINGS = [
     {"resize": 640},
     {"resize": None},
@@ -76,12 +60,9 @@ def test_the_motorcycle_pair_against_its_disparity(motorcycle):
     """Precision at 2 px against dense ground truth: the right view's x is the left one's minus the disparity."""
     image0, image1, disparity = motorcycle
     r = isinglass.match(image0, image1)
-    x, y = r.points0.round().long().T
-    truth = r.points0[:, 0] - torch.from_numpy(np.asarray(disparity, dtype=np.float32))[y, x]
-    known = torch.isfinite(truth)
-    error = torch.hypot(r.points1[:, 0] - truth, r.points1[:, 1] - r.points0[:, 1])[known]
-    assert len(error) > 700
-    assert (error < 2).float().mean() > 0.9
+    precision, known = motorcycle_precision(r, disparity, threshold_px=2)
+    assert known > 700
+    assert precision > 0.88  # 0.906 where docs/equivalence.md was made
 
 
 @pytest.fixture

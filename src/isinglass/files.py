@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ MATCHES_SCHEMA = "isinglass matches 1"
 
 Fields = Mapping[str, np.ndarray | str]
 PathLike = str | os.PathLike[str]
+_Loaded = TypeVar("_Loaded")
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -116,9 +117,7 @@ def load_features(path: PathLike) -> Features:
 
     Raises InputError where the file is missing, damaged, or of another kind or version.
     """
-    fields = _load(path, FEATURES_SCHEMA, _FEATURES, ("signature",))
-    tensors = {name: _from_disk(fields[name]) for name in _FEATURES if name in fields}
-    return Features(**tensors, signature=Signature.parse(str(fields["signature"])))
+    return _load(path, FEATURES_SCHEMA, _FEATURES, _features_of)
 
 
 # ---- matches
@@ -150,16 +149,7 @@ def load_matches(path: PathLike) -> SavedMatches:
 
     Raises InputError where the file is missing, damaged, or of another kind or version.
     """
-    fields = _load(path, MATCHES_SCHEMA, _MATCHES, ("signature", "matcher"))
-    own = {name for name in _MATCHES if name in fields and not name.startswith(("keypoints", "image_size"))}
-    return SavedMatches(
-        matches=Matches(**{name: _from_disk(fields[name]) for name in own}, matcher=str(fields["matcher"])),
-        keypoints0=_from_disk(fields["keypoints0"])[0],
-        keypoints1=_from_disk(fields["keypoints1"])[0],
-        image_size0=tuple(np.asarray(fields["image_size0"]).tolist()),
-        image_size1=tuple(np.asarray(fields["image_size1"]).tolist()),
-        signature=Signature.parse(str(fields["signature"])),
-    )
+    return _load(path, MATCHES_SCHEMA, _MATCHES, _matches_of)
 
 
 # ---- what a file must hold
@@ -249,7 +239,7 @@ def _save(path: PathLike, fields: Fields, table: Mapping[str, _Field]) -> None:
         temporary.write_bytes(content)
 
 
-def _load(path: PathLike, schema: str, table: Mapping[str, _Field], strings: tuple[str, ...]) -> Fields:
+def _load(path: PathLike, schema: str, table: Mapping[str, _Field], build: Callable[[Fields], _Loaded]) -> _Loaded:
     _, decode = _format_of(path, table)
     try:
         content = Path(path).read_bytes()
@@ -260,10 +250,7 @@ def _load(path: PathLike, schema: str, table: Mapping[str, _Field], strings: tup
         if fields.get("schema") != schema:
             raise ValueError(f"its schema is {fields.get('schema')!r}, expected {schema!r}")
         _check(fields, table)
-        for name in strings:
-            if not isinstance(fields.get(name), str):
-                raise ValueError(f"it has no text {name!r}")
-        Signature.parse(str(fields["signature"]))
+        return build(fields)
     except MissingExtra:
         raise
     except Exception as error:
@@ -271,7 +258,30 @@ def _load(path: PathLike, schema: str, table: Mapping[str, _Field], strings: tup
             f"{str(path)!r} is damaged or not a file of {schema!r}: {error}. Delete it and make it "
             "again with this version"
         ) from error
-    return fields
+
+
+def _features_of(fields: Fields) -> Features:
+    tensors = {name: _from_disk(fields[name]) for name in _FEATURES if name in fields}
+    return Features(**tensors, signature=Signature.parse(_text(fields, "signature")))
+
+
+def _matches_of(fields: Fields) -> SavedMatches:
+    own = {name for name in _MATCHES if name in fields and not name.startswith(("keypoints", "image_size"))}
+    return SavedMatches(
+        matches=Matches(**{name: _from_disk(fields[name]) for name in own}, matcher=_text(fields, "matcher")),
+        keypoints0=_from_disk(fields["keypoints0"])[0],
+        keypoints1=_from_disk(fields["keypoints1"])[0],
+        image_size0=tuple(np.asarray(fields["image_size0"]).tolist()),
+        image_size1=tuple(np.asarray(fields["image_size1"]).tolist()),
+        signature=Signature.parse(_text(fields, "signature")),
+    )
+
+
+def _text(fields: Fields, name: str) -> str:
+    text = fields.get(name)
+    if not isinstance(text, str):
+        raise ValueError(f"it has no text {name!r}")
+    return text
 
 
 # ---- formats

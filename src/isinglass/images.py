@@ -129,7 +129,6 @@ def _from_pil(image: Image.Image, name: str, max_pixels: int) -> Tensor:
             f"bomb, call read_image(..., max_pixels={width * height})"
         )
     try:
-        image.load()
         array = _decoded(image)
     except Exception as error:
         raise InputError(
@@ -251,9 +250,10 @@ def resized(
         raise InputError(f"an image cannot be resized to {size[0]} x {size[1]} px; expected at least 1 x 1")
     if size == (width, height):
         return view
-    antialias = size[0] < width or size[1] < height
-    image = _resampled(view.image, 1, size[1], antialias)
-    image = _resampled(image, 2, size[0], antialias)
+    if size[0] >= width and size[1] >= height:
+        image = F.interpolate(view.image[None], size[::-1], mode="bilinear", align_corners=False)[0]
+    else:
+        image = _resampled(_resampled(view.image, 1, size[1]), 2, size[0])
     rows, columns = _nearest(height, size[1]), _nearest(width, size[0])
     mask = None if view.mask is None else view.mask[rows][:, columns]
     scale_x, scale_y = width / size[0], height / size[1]
@@ -369,9 +369,9 @@ def _nearest(length: int, new_length: int) -> Tensor:
     return ((torch.arange(new_length, dtype=torch.float64) + 0.5) * (length / new_length)).long().clamp(max=length - 1)
 
 
-def _resampled(image_CHW: Tensor, dim: int, new_length: int, antialias: bool) -> Tensor:
+def _resampled(image_CHW: Tensor, dim: int, new_length: int) -> Tensor:
     """Blur and bilinear sampling along one axis, in one go: only those blurred pixels are made that are sampled."""
-    index_NT, weight_NT = _taps(image_CHW.shape[dim], new_length, antialias)
+    index_NT, weight_NT = _taps(image_CHW.shape[dim], new_length)
     weight_NT = weight_NT.to(image_CHW.device)
     shape = list(image_CHW.shape)
     shape[dim] = new_length
@@ -381,14 +381,14 @@ def _resampled(image_CHW: Tensor, dim: int, new_length: int, antialias: bool) ->
     return out_CHW
 
 
-def _taps(length: int, new_length: int, antialias: bool) -> tuple[Tensor, Tensor]:
+def _taps(length: int, new_length: int) -> tuple[Tensor, Tensor]:
     """For each of N new pixels the T old ones it is made of, (N, T) int64, and their weights, (N, T) float32."""
     factor = length / new_length
     position_N = ((torch.arange(new_length) + 0.5) * factor - 0.5).clamp(0, length - 1)
     first_N = position_N.floor()
     fraction_N1 = (position_N - first_N)[:, None]
     sigma = max((factor - 1) / 2, 0.001)
-    radius = int(max(4 * sigma, 3)) // 2 if antialias and length > 1 else 0
+    radius = int(max(4 * sigma, 3)) // 2 if factor > 1 else 0
     kernel_K = torch.exp(-(torch.arange(-radius, radius + 1) ** 2) / (2 * sigma**2))
     kernel_K = kernel_K / kernel_K.sum()
     index_NT = (first_N.long()[:, None] + torch.arange(-radius, radius + 2)).abs()

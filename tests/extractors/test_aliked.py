@@ -212,6 +212,19 @@ def test_pyramid_equals_dense_map():
     torch.testing.assert_close(pyramid.at(torch.arange(45 * 70)), dense.flatten(1).T, atol=1e-4, rtol=0)
 
 
+def test_descriptors_of_any_point_equal_slow_twin():
+    """At the very border too, where the window of the offsets is shifted inwards."""
+    model = random_model(variant="t16")
+    images = random_images(1, 30, 41)
+    state = model.state_dict()
+    _, dense = slow_dense_maps(state, images)
+    corners = [(x, y) for x in (0.0, 0.6, 1.4, 38.4, 39.2, 40.0) for y in (0.0, 1.9, 15.5, 27.1, 28.0, 29.0)]
+    pyramid = Pyramid([level[0] for level in model(images)[1]], 41, 30)
+    found = model.desc_head(pyramid, torch.tensor(corners))
+    expected = torch.stack([slow_descriptor(state, dense, point) for point in corners])
+    torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
+
+
 # ---- the rest of the contract
 
 

@@ -136,6 +136,7 @@ def test_the_result_depends_on_the_seed_alone():
     first, again = estimate(points0, points1, seed=3), estimate(points0, points1, seed=3)
     assert np.array_equal(first.model, again.model)
     assert np.array_equal(first.inliers, again.inliers)
+    assert any(not np.array_equal(first.model, estimate(points0, points1, seed=seed).model) for seed in (4, 5, 6))
 
 
 def test_the_pixel_convention_does_not_matter():
@@ -205,6 +206,27 @@ def test_one_match_many_times_gives_no_model(kind):
     assert_none(estimate(points, points + 3, kind), 50)
     rng = np.random.default_rng(0)
     assert_none(estimate(rng.uniform(0, 500, (50, 2)), points, kind), 50)  # all into one point
+
+
+@pytest.mark.parametrize("kind", ["auto", "homography", "fundamental"])
+def test_a_view_on_one_line_gives_no_model(kind):
+    """The points of one view are all on a line, where its camera lies in the plane it looks at."""
+    points0, _, _ = scene("scene", count=100, outliers=0)
+    along = 0.5 * points0[:, 0] + 0.2 * points0[:, 1]
+    points1 = np.column_stack([100 + along, 50 + 0.8 * along])
+    assert_none(estimate(points0, points1, kind), 100)
+    assert_none(estimate(points1, points0, kind), 100)
+
+
+@pytest.mark.parametrize("kind", ["auto", "homography", "fundamental"])
+def test_one_match_many_times_among_others_gives_no_model(kind):
+    points0, points1, _ = scene("scene", count=100, outliers=1)
+    points0[:50], points1[:50] = [100, 200], [300, 400]
+    assert_none(estimate(points0, points1, kind), 100)
+    points0, points1, _ = scene("scene", count=100, outliers=1)
+    points1[:50] = [300, 400]  # which an epipole there explains
+    assert_none(estimate(points0, points1, kind), 100)
+    assert_none(estimate(points1, points0, kind), 100)
 
 
 @pytest.mark.parametrize("kind", ["auto", "homography", "fundamental"])

@@ -36,8 +36,8 @@ LOWER_SCORE = 0.1  # times the matcher's own least score, to see whether that hi
 def diagnose(image0: ImageSource, image1: ImageSource, *, pipeline: Pipeline, thorough: bool = False) -> Diagnosis:
     """Why `pipeline` finds few matches between two images, or that it finds enough.
 
-    A pair with fewer than POOR_INLIERS, or any pair if `thorough`, is matched again with image 1 under four quarter
-    turns times five relative sizes (512 keypoints each, as rotation="auto" does), and with a lower least score.
+    A pair with fewer than POOR_INLIERS, or any pair if `thorough`, is matched again: with image 1 under the other
+    quarter turns, at other sizes, and both, until one gives far more (at most 19 times); then with a lower least score.
 
     Raises InputError on images that cannot be read.
     """
@@ -105,10 +105,10 @@ def _rotation(base: Trial, remedy: Remedy | None, similar: tuple[float, float] |
     if remedy is not None and remedy.turn:
         how = {1: "90 degrees counter-clockwise", 2: "180 degrees", 3: "90 degrees clockwise"}[remedy.turn]
         measured = f"{remedy.trial.compared_with(base)} once image 1 is turned by {how}"
-        if remedy.size == 1:
+        measured += "" if remedy.size == 1 else " and resized"
+        advice = f"Turn image 1 by {how}."
+        if remedy.is_auto:
             advice = f'Use rotation="auto" (--rotation auto), or turn image 1 by {how}.'
-        else:
-            measured, advice = f"{measured} and resized", f"Turn image 1 by {how}, and see scale."
         return Finding(check="rotation", status="problem", measured=measured, advice=advice)
     if similar is None:
         return None

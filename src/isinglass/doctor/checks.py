@@ -164,7 +164,9 @@ def keypoints(features: Sequence[Features], flat: Sequence[float] = (0, 0), opti
         "as many as there are" if asked is None else f"{asked} were asked for"
     )
     measured += "".join(
-        f"; {share:.0%} of image {i}'s lie on one colour" for i, share in enumerate(flat) if share > 0.3
+        f"; {share:.0%} of those in image {i} lie where all is of one colour"
+        for i, share in enumerate(flat)
+        if share > FLAT_WARNING
     )
     fewest, flattest = min(counts), max(flat)
     if fewest >= FEW_KEYPOINTS and flattest <= FLAT_WARNING:

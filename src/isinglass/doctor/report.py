@@ -60,7 +60,10 @@ class Diagnosis:
         problem = next((one for one in self.findings if one.status == "problem"), None)
         if problem is not None:
             return f"{counts} Likely cause, {problem.check}: {problem.measured}. {problem.advice}"
-        return f"{counts} The pair matches well." if self.stages.lost_at is None else f"{counts} No cause was found."
+        if self.stages.lost_at is None:
+            return f"{counts} The pair matches well."
+        warned = [one.check for one in self.findings if one.status == "warning"]
+        return f"{counts} No cause could be shown; see {', '.join(warned)}."
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from isinglass.errors import InputError
 from isinglass.ops.deformable import bilinear_taps, deformable_conv3x3, weighted_rows, window_taps
 from isinglass.ops.keypoints import clear_border, flat_to_xy, sample_bilinear, select_keypoints, suppress_non_maxima
-from isinglass.types import Features, Signature
+from isinglass.types import Features, Signature, check_images
 from isinglass.weights import Pretrained
 
 STRIDE = 32  # px of the coarsest map
@@ -240,7 +240,7 @@ class ALIKED(Pretrained, nn.Module):
         Keypoints are detected only where `mask` (B, H, W) bool is True; it comes before `max_keypoints`, not before
         the suppression of non-maxima. A score is the score map's value at the refined keypoint. Order as in `detect`.
         """
-        _check(images, mask)
+        check_images(images, mask)
         scores_BHW, maps = self(images.expand(-1, 3, -1, -1))
         height, width = scores_BHW.shape[1:]
         image_size = torch.tensor([[width, height]], device=images.device)
@@ -263,16 +263,3 @@ def _padding(width: int, height: int) -> tuple[int, int, int, int]:
     """Left, top, right and bottom px that make both sides multiples of the stride, half at each end."""
     x, y = -width % STRIDE, -height % STRIDE
     return x // 2, y // 2, x - x // 2, y - y // 2
-
-
-def _check(images: Tensor, mask: Tensor | None) -> None:
-    """Raises InputError on what are no images, or no mask of theirs."""
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.is_floating_point() or not images.numel():
-        raise InputError(
-            f"images have shape {tuple(images.shape)} and type {images.dtype}; expected (B, 3 or 1, H, W) in floating "
-            "point, values from 0 to 1"
-        )
-    if mask is not None and (mask.dtype != torch.bool or mask.shape != images[:, 0].shape):
-        raise InputError(
-            f"mask has shape {tuple(mask.shape)} and type {mask.dtype}; expected {tuple(images[:, 0].shape)}, bool"
-        )

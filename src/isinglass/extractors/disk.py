@@ -18,10 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from isinglass.errors import InputError
 from isinglass.ops.deformable import window_taps
 from isinglass.ops.keypoints import flat_to_xy, local_maxima
-from isinglass.types import Features, Signature
+from isinglass.types import Features, Signature, check_images
 from isinglass.weights import Pretrained
 
 STRIDE = 16  # px of the coarsest map
@@ -161,7 +160,7 @@ class DISK(Pretrained, nn.Module):
         Keypoints are detected only where `mask` (B, H, W) bool is True; it comes before `max_keypoints`, not before
         the suppression of non-maxima. Scores are logits.
         """
-        _check(images, mask)
+        check_images(images, mask)
         scores_BHW, context_BCHW = self(images.expand(-1, 3, -1, -1))
         height, width = scores_BHW.shape[1:]
         image_size = torch.tensor([[width, height]], device=images.device)
@@ -177,16 +176,3 @@ class DISK(Pretrained, nn.Module):
             )
             singles.append(one)
         return Features.stack(singles)
-
-
-def _check(images: Tensor, mask: Tensor | None) -> None:
-    """Raises InputError on what are no images, or no mask of theirs."""
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.is_floating_point() or not images.numel():
-        raise InputError(
-            f"images have shape {tuple(images.shape)} and type {images.dtype}; expected (B, 3 or 1, H, W) in floating "
-            "point, values from 0 to 1"
-        )
-    if mask is not None and (mask.dtype != torch.bool or mask.shape != images[:, 0].shape):
-        raise InputError(
-            f"mask has shape {tuple(mask.shape)} and type {mask.dtype}; expected {tuple(images[:, 0].shape)}, bool"
-        )

@@ -75,10 +75,14 @@ def estimate(
     if plane.model is None or scene.model is None:
         return scene if plane.model is None else plane
     off_plane = transfer_error(plane.model, x0_M2, x1_M2) > 1.5 * threshold_px
-    parallax = int((scene.inliers & off_plane).sum())
-    chance = _chance(x0_M2, x1_M2, "fundamental", threshold_px)
-    # Given the plane, two more matches determine the fundamental matrix.
-    log_alarms = _log_false_alarms(int(off_plane.sum()), parallax, chance, sample=2, models=1)
+    parallax = off_plane & scene.inliers
+    log_alarms = _log_false_alarms(  # given the plane, two more matches determine the fundamental matrix
+        _distinct(x0_M2[off_plane], x1_M2[off_plane], threshold_px),
+        _distinct(x0_M2[parallax], x1_M2[parallax], threshold_px),
+        _chance(x0_M2, x1_M2, "fundamental", threshold_px),
+        sample=2,
+        models=1,
+    )
     return scene if log_alarms < math.log(MAX_FALSE_ALARMS) else plane
 
 
@@ -115,15 +119,20 @@ def _estimate(x0_M2: Floats, x1_M2: Floats, kind: Kind, threshold_px: float, see
     model = model / (model[2, 2] if kind == "homography" and model[2, 2] else np.linalg.norm(model))
     error_M = (transfer_error if kind == "homography" else epipolar_error)(model, x0_M2, x1_M2)
     inliers = error_M <= threshold_px
-    chance = _chance(x0_M2, x1_M2, kind, threshold_px)
-    log_alarms = _log_false_alarms(len(inliers), int(inliers.sum()), chance, sample=_SAMPLE[kind], models=_MODELS[kind])
+    log_alarms = _log_false_alarms(
+        _distinct(x0_M2, x1_M2, threshold_px),
+        _distinct(x0_M2[inliers], x1_M2[inliers], threshold_px),
+        _chance(x0_M2, x1_M2, kind, threshold_px),
+        sample=_SAMPLE[kind],
+        models=_MODELS[kind],
+    )
     if log_alarms >= math.log(MAX_FALSE_ALARMS) or _on_a_line(x0_M2[inliers], x1_M2[inliers], threshold_px):
         return none
     return RobustResult(model=model, kind=kind, inliers=inliers, threshold_px=threshold_px, solver="poselib")
 
 
 def _log_false_alarms(matches: int, inliers: int, chance: float, *, sample: int, models: int) -> float:
-    """Log of how many models with so many inliers are expected by chance, Moisan and Stival 2004, eq. 9.
+    """Log of how many models with so many inliers are expected by chance (Moisan and Stival, IJCV 57, 2004).
 
     Each of the (matches choose sample) samples gives `models`; a wrong match agrees with one with probability
     `chance`: (matches - sample) models C(matches, inliers) C(inliers, sample) chance^(inliers - sample).
@@ -153,15 +162,18 @@ def _chance(x0_M2: Floats, x1_M2: Floats, kind: Kind, threshold_px: float) -> fl
     return max(shares)
 
 
+def _distinct(x0_K2: Floats, x1_K2: Floats, threshold_px: float) -> int:
+    """How many matches there are, those of one place in either view (up to the threshold) counted once."""
+    return min(len(np.unique((points_K2 / threshold_px).round(), axis=0)) for points_K2 in (x0_K2, x1_K2))
+
+
 def _on_a_line(x0_K2: Floats, x1_K2: Floats, threshold_px: float) -> bool:
     """Whether, up to the threshold, all points but one lie on a line in either view, so that no model is determined.
 
-    Then the linear system for the homography, Hartley and Zisserman eq. 4.1, has more than one solution.
+    Then the linear system for the homography (Hartley and Zisserman, section 4.1) has more than one solution.
     """
     for from_K2, to_K2 in ((x0_K2, x1_K2), (x1_K2, x0_K2)):
         spread = from_K2.std(), to_K2.std()
-        if min(spread) <= threshold_px:
-            return True
         a_K3 = np.column_stack([(from_K2 - from_K2.mean(axis=0)) / spread[0], np.ones(len(from_K2))])
         b_K2 = (to_K2 - to_K2.mean(axis=0)) / spread[1]
         zero_K3 = np.zeros_like(a_K3)

@@ -40,7 +40,7 @@ def transfer_error(homography: ArrayLike, points0: ArrayLike, points1: ArrayLike
 def epipolar_error(fundamental: ArrayLike, points0: ArrayLike, points1: ArrayLike) -> Floats:
     """(M,) px: Sampson's distance, how far (to first order) a match moves in both views to satisfy x1^T F x0 = 0.
 
-    Hartley and Zisserman, Multiple View Geometry, 2nd edition, eq. 11.9, its square root.
+    Hartley and Zisserman, Multiple View Geometry, section 11.4.3.
     """
     matrix = np.asarray(fundamental, dtype=np.float64)
     homogeneous0_M3, homogeneous1_M3 = _homogeneous(points0), _homogeneous(points1)

@@ -222,13 +222,13 @@ class LightGlue(Pretrained, nn.Module):
 
     def _rotation(self, keypoints: Tensor, image_size: Tensor, scale_orientation: Tensor | None) -> Rotation:
         """Positions (..., 2) px, relative to the image's centre and half its long side, as angles (section 3.1)."""
-        if self.config.scale_orientation and scale_orientation is None:
-            raise InputError(f"{self.name!r} needs keypoints with scale and orientation (SIFT); these have none")
         size = image_size.to(keypoints)
         if keypoints.ndim > size.ndim:  # dense: one size serves the N keypoints of a view
             size = size[..., None, :]
         position = (keypoints - size / 2) / (size.amax(dim=-1, keepdim=True) / 2)
-        if self.config.scale_orientation and scale_orientation is not None:
+        if self.config.scale_orientation:
+            if scale_orientation is None or scale_orientation.shape[-1] != 2:
+                raise InputError(f"{self.name!r} needs keypoints with scale and orientation (SIFT); these have none")
             position = torch.cat([position, scale_orientation.to(position)], dim=-1)
         angle = self.position_encoding(position).repeat_interleave(2, dim=-1)[..., None, :]
         return Rotation(angle.cos(), angle.sin())
@@ -271,9 +271,7 @@ class LightGlue(Pretrained, nn.Module):
         like = self.position_encoding.weight
         keypoints_T2 = torch.cat([view.keypoints[0] for view in views]).to(like)
         size_T2 = torch.cat([view.image_size.expand(n, 2) for view, n in zip(views, lengths, strict=True)])
-        scale_orientation_T2 = None
-        if self.config.scale_orientation:
-            scale_orientation_T2 = torch.cat([_scale_orientation(view, self.name) for view in views]).to(like)
+        scale_orientation_T2 = torch.cat([_scale_orientation(view) for view in views]).to(like)
         x_TD = self.input_projection(torch.cat([view.descriptors[0] for view in views]).to(like))
         return Ragged.pack(x_TD, self._rotation(keypoints_T2, size_T2, scale_orientation_T2), lengths)
 
@@ -325,10 +323,10 @@ class LightGlue(Pretrained, nn.Module):
         )
 
 
-def _scale_orientation(view: Features, name: str) -> Tensor:
-    if view.scales is None or view.orientations is None:
-        raise InputError(f"{name!r} needs keypoints with scale and orientation (SIFT); these have none")
-    return torch.stack([view.scales[0], view.orientations[0]], dim=-1)
+def _scale_orientation(view: Features) -> Tensor:
+    """(N, 2) px and rad of each keypoint; (N, 0) where its detector estimates none."""
+    known = [value[0] for value in (view.scales, view.orientations) if value is not None]
+    return torch.stack(known, dim=-1) if known else view.keypoints[0, :, :0]
 
 
 def _scatter(place_M: Tensor, matched_M: Tensor, score_M: Tensor, count: int) -> tuple[Tensor, Tensor]:
