@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from isinglass import images
 from isinglass.types import Features, Signature
 
 
@@ -80,3 +81,25 @@ def motorcycle_precision(result, disparity, threshold_px):
     known = torch.isfinite(truth)
     error = torch.hypot(result.points1[:, 0] - truth, result.points1[:, 1] - result.points0[:, 1])[known]
     return float((error < threshold_px).float().mean()), len(error)
+
+
+def pattern(width, height):
+    """(H, W, 3) uint8 without symmetry."""
+    y, x, c = np.indices((height, width, 3))
+    return ((x * 37 + y * 61 + c * 17) % 251).astype(np.uint8)
+
+
+def pixel_grid(view):
+    """(H, W, 2) the centres (x, y) of a view's pixels."""
+    y, x = torch.meshgrid(torch.arange(view.size[1]), torch.arange(view.size[0]), indexing="ij")
+    return torch.stack([x, y], dim=2).double()
+
+
+def assert_pixels_are_where_they_say(view, original):
+    """For views that only rearrange pixels: every pixel equals the original one at the place its map names."""
+    places = images.points_to_original(view, pixel_grid(view))
+    x, y = places.long().unbind(2)
+    assert torch.equal(places, torch.stack([x, y], dim=2).double())
+    assert torch.equal(view.image, original[:, y, x])
+    if view.mask is not None:
+        assert torch.equal(view.mask, original[0, y, x] > 0.5)

@@ -36,8 +36,8 @@ LOWER_SCORE = 0.1  # times the matcher's own least score, to see whether that hi
 def diagnose(image0: ImageSource, image1: ImageSource, *, pipeline: Pipeline, thorough: bool = False) -> Diagnosis:
     """Why `pipeline` finds few matches between two images, or that it finds enough.
 
-    A pair with fewer than POOR_INLIERS, or any pair if `thorough`, is matched again: with image 1 under the other
-    quarter turns, at other sizes, and both, until one gives far more (at most 19 times); then with a lower least score.
+    A poor pair (few or unsure matches), or any if `thorough`, is matched again: with image 1 under the other quarter
+    turns, at other sizes, and both, until one gives far more (at most 19 times); then with a lower least score.
 
     Raises InputError on images that cannot be read.
     """
@@ -52,7 +52,7 @@ def diagnose(image0: ImageSource, image1: ImageSource, *, pipeline: Pipeline, th
         checks.sharpness(pair.seen, pair.sides_px),
         checks.keypoints(base.features, flat, pipeline.options),
     ]
-    remedy, searched = None, base.matches is not None and (thorough or base.count < POOR_INLIERS)
+    remedy, searched = None, base.matches is not None and (thorough or base.is_poor)
     if searched:
         remedy = pair.remedy(plain, base)
         findings += _threshold(pair, plain, base) if remedy is None else []
@@ -90,7 +90,7 @@ def _diagnosis(findings: Sequence[Finding], base: Trial) -> Diagnosis:
         candidates = int((base.matches.scores > 0).sum())
         stages = replace(stages, candidates=candidates, matches=base.num_matches, inliers=inliers)
         findings = [*findings, _matching(stages, base)]
-    if base.count >= POOR_INLIERS:
+    if not base.is_poor:
         findings = [
             replace(one, status="warning") if one.check in RULES_OF_THUMB and one.status == "problem" else one
             for one in findings
@@ -186,7 +186,7 @@ def _geometry(base: Trial) -> Finding:
         advice = "pip install 'isinglass[geometry]'"
         return Finding(check="geometry", status="warning", measured="not checked: no PoseLib here", advice=advice)
     measured = f"{base.count} of {base.num_matches} matches agree on one camera movement"
-    if base.count >= POOR_INLIERS:
+    if not base.is_poor:
         return Finding(check="geometry", status="ok", measured=measured)
     if base.num_matches < POOR_INLIERS or base.believed:
         advice = "Too few to rely on: first get more matches."

@@ -76,7 +76,7 @@ def _misplaced(one: Features) -> str:
         return ""
     if float(points.abs().max()) <= 1 and float(size.min()) > 3:
         return "all coordinates are from -1 to 1, as if normalised"
-    outside = int(((points < -0.5) | (points > size - 0.5)).any(dim=1).sum())
+    outside = int(((points < -1) | (points > size)).any(dim=1).sum())  # half a pixel spared for other conventions
     if outside:
         return f"{outside} of {len(points)} keypoints lie outside its {size[0]:.0f} x {size[1]:.0f} px"
     reach = float((points.amax(dim=0) / size).max())

@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from isinglass.doctor.report import POOR_INLIERS
 from isinglass.errors import InputError, MissingExtra
 from isinglass.geometry.robust import estimate
 from isinglass.images import ImageSource, read_image, resized, whole
 from isinglass.pipeline import CHEAP_KEYPOINTS, Pipeline
 from isinglass.types import Features, Matcher, Matches
 
-# In 112 tries with unrelated photos, ALIKED and LightGlue gave at most 30 agreeing matches, with scores that add up to
+# In 144 tries with unrelated photos, ALIKED and LightGlue gave at most 30 agreeing matches, with scores that add up to
 # 8; close-ups that they just about match give 13 and more.
 MIN_EVIDENCE = 12.0  # sum of scores of agreeing matches, about the number of right ones, that is not taken for chance
 GAIN = 2  # a change shows a cause if it gives this many times the evidence
@@ -56,6 +57,11 @@ class Trial:
     def believed(self) -> bool:
         """Whether so many matches agree that it is hardly chance."""
         return self.evidence >= MIN_EVIDENCE
+
+    @property
+    def is_poor(self) -> bool:
+        """Whether a cause should be looked for."""
+        return self.count < POOR_INLIERS or not self.believed
 
     def matched(self, view: int) -> Tensor:
         """(M, 2) float64, matched keypoints of a view in px of what the extractor saw, turned and resized."""
