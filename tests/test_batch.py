@@ -36,7 +36,7 @@ class Counting(Pipeline):
         super().__init__(extractor="rootsift", matcher="nearest", max_keypoints=150, **options)
         self.extracted, self.matched = [], 0
 
-    def extract_turns(self, image, mask=None, *, turns=4):
+    def extract_turns(self, image, mask=None, *, turns=(0, 1, 2, 3)):
         self.extracted.append(image.name)
         return super().extract_turns(image, mask, turns=turns)
 

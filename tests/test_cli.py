@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from isinglass import cli
+from isinglass.cli import matching
 from isinglass.pipeline import Options
 
 FAST = ["--extractor", "rootsift", "--matcher", "nearest", "--max-keypoints", "200"]
@@ -66,10 +67,10 @@ def test_every_command_explains_itself(isinglass, command):
 
 def test_the_options_have_the_defaults_of_the_library():
     ours = {field.name: field.default for field in dataclasses.fields(Options)}
-    options = {option.name: option.default for option in cli.match.params}
+    options = {option.name: option.default for option in matching.match.params}
     shared = set(ours) & set(options)
     assert shared == set(ours) - {"adaptive"}
-    for name in shared - {"tile", "device", "filter_threshold", "accept_licence"}:
+    for name in shared - {"tile", "device", "filter_threshold", "ratio", "accept_licence"}:
         assert options[name] == ours[name], name
 
 

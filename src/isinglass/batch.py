@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,16 +18,16 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from isinglass.cache import FeatureCache
 from isinglass.errors import InputError, MissingExtra
-from isinglass.files import load_features, save_features, save_matches, write_atomically
+from isinglass.files import save_matches, write_atomically
 from isinglass.geometry.robust import RobustResult, estimate
 from isinglass.images import mirrored, read_image, turned, whole
-from isinglass.pipeline import MatchResult, Pipeline
+from isinglass.pipeline import MatchResult, Options, Pipeline
 from isinglass.types import Features
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".gif", ".jp2", ".avif")
 THRESHOLD_PX = 3.0  # of the homography's or fundamental matrix's inliers
-FEATURES_IN_MEMORY = 64  # images; about 1 MB each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,19 +112,19 @@ def match_files(
     What an earlier run with the same images and options finished is reported again, not computed again. A pair whose
     images cannot be read is reported with its error, and the run goes on.
     """
-    store = _FeatureStore(pipeline, outputs.folder / "features", masks)
+    cache = FeatureCache(pipeline, outputs.folder / "features")
     names = _names(pairs)
     for start in range(0, len(pairs), batch_size):
-        jobs = [_Job(*pairs[i], names[i]) for i in range(start, min(start + batch_size, len(pairs)))]
+        jobs = [_Job(pairs[i], masks, names[i]) for i in range(start, min(start + batch_size, len(pairs)))]
         for job in jobs:
-            job.load(store, outputs)
+            job.load(cache, outputs)
         todo = [job for job in jobs if job.report is None]
         pipeline.timings_ms.pop("match", None)
         candidates = [job.features for job in todo]
         results = pipeline.match_features([c[0][0] for c in candidates], [c[1] for c in candidates]) if todo else []
         for job, result in zip(todo, results, strict=True):
             job.timings_ms["match"] = pipeline.timings_ms["match"] / len(todo)
-            job.finish(result, store, outputs)
+            job.finish(result, pipeline, outputs)
         for job in jobs:
             assert job.report is not None
             yield job.report
@@ -132,57 +132,57 @@ def match_files(
 
 def extract_files(images: Sequence[Path], pipeline: Pipeline, folder: Path) -> Iterator[tuple[Path, Path, Features]]:
     """Features of image files: (image, file in `folder`, features) one by one; what is there already is read."""
-    store = _FeatureStore(pipeline, folder, (None, None))
+    cache = FeatureCache(pipeline, folder)
     for image in images:
-        features = store.get(image, view=0)[0]
-        yield image, store.paths(image, view=0, turns=1)[0], features
+        yield image, cache.path(image), cache.get(image)[0]
 
 
 class _Job:
     """One pair on its way to a report."""
 
-    def __init__(self, image0: Path, image1: Path, name: str) -> None:
-        self.images = image0, image1
-        self.name = name
+    def __init__(self, images: tuple[Path, Path], masks: tuple[Path | None, Path | None], name: str) -> None:
+        self.images, self.masks, self.name = images, masks, name
         self.report: PairReport | None = None
         self.features: tuple[list[Features], list[Features]] = ([], [])
         self.timings_ms: dict[str, float] = {}
         self.key = ""
 
-    def load(self, store: _FeatureStore, outputs: Outputs) -> None:
+    def load(self, cache: FeatureCache, outputs: Outputs) -> None:
         """Find an earlier report, or else the features of both images."""
+        pipeline = cache.pipeline
         try:
-            keys = [store.key(image, view) for view, image in enumerate(self.images)]
-            self.key = _sha256(repr((keys, store.pipeline.options, outputs.formats, outputs.picture)).encode())
+            keys = [cache.key(image, mask) for image, mask in zip(self.images, self.masks, strict=True)]
+            self.key = _sha256(repr((keys, pipeline.options, outputs.formats, outputs.picture)))
             self.report = self._earlier(outputs)
             if self.report is None:
-                before = dict(store.pipeline.timings_ms)
-                self.features = store.get(self.images[0], view=0), store.get(self.images[1], view=1)
-                after = store.pipeline.timings_ms
+                before = dict(pipeline.timings_ms)
+                self.features = (
+                    cache.get(self.images[0], self.masks[0]),
+                    cache.get(self.images[1], self.masks[1], pipeline.turns),
+                )
+                after = pipeline.timings_ms
                 self.timings_ms = {k: after[k] - before.get(k, 0.0) for k in ("read", "extract") if k in after}
         except (InputError, OSError) as error:
-            self.report = PairReport(**self._head(store.pipeline), error=str(error))
+            self.report = PairReport(**self._head(pipeline), error=str(error))
 
-    def finish(self, result: MatchResult, store: _FeatureStore, outputs: Outputs) -> None:
+    def finish(self, result: MatchResult, pipeline: Pipeline, outputs: Outputs) -> None:
         """Verify, write, and report."""
-        with store.pipeline.timed("verify"):
-            robust = _robust(result, store.pipeline.options.resize)
+        with pipeline.timed("verify"):
+            robust = _robust(result, pipeline.options)
         written = []
-        with store.pipeline.timed("write"):
+        with pipeline.timed("write"):
             for suffix in outputs.formats:
                 path = outputs.folder / f"{self.name}.{suffix}"
                 save_matches(path, result.matches, result.features0, result.features1)
                 written.append(str(path))
             if outputs.picture:
-                written.append(
-                    str(_draw(self.images, result, robust, store.pipeline, outputs.folder / f"{self.name}.png"))
-                )
+                written.append(str(_draw(self.images, result, robust, pipeline, outputs.folder / f"{self.name}.png")))
         for stage in ("verify", "write"):
-            self.timings_ms[stage] = store.pipeline.timings_ms.pop(stage)
+            self.timings_ms[stage] = pipeline.timings_ms.pop(stage)
         counts = [one.keypoints.shape[1] for one in (result.features0, result.features1)]
         stop = result.matches.stop_layer
         self.report = PairReport(
-            **self._head(store.pipeline),
+            **self._head(pipeline),
             num_keypoints0=counts[0],
             num_keypoints1=counts[1],
             num_matches=len(result.scores),
@@ -217,69 +217,14 @@ class _Job:
             return None
 
 
-class _FeatureStore:
-    """Features of image files under all turns that are tried, in memory and in a folder."""
-
-    def __init__(self, pipeline: Pipeline, folder: Path, masks: tuple[Path | None, Path | None]) -> None:
-        self.pipeline, self.folder, self.masks = pipeline, folder, masks
-        self._memory: OrderedDict[str, list[Features]] = OrderedDict()
-        self._hashes: dict[Path, str] = {}
-
-    def key(self, image: Path, view: int) -> str:
-        """Of the contents of image and mask, the extractor, and the options that it depends on."""
-        o = self.pipeline.options
-        how = (o.max_keypoints, o.resize, o.rotation, o.tile, o.tile_overlap, o.min_distance)
-        mask = self.masks[view]
-        contents = self._hash(image), None if mask is None else self._hash(mask)
-        return _sha256(repr((contents, str(self.pipeline.extractor.signature), how)).encode())[:24]
-
-    def get(self, image: Path, view: int) -> list[Features]:
-        """Features of the image: one set for each turn that is tried for that view."""
-        key, turns = self.key(image, view), (self.pipeline.turns if view == 1 else 1)
-        found = self._memory.get(key, [])
-        if len(found) < turns:
-            paths = self.paths(image, view, turns)
-            found = self._memory[key] = self._read(paths) or self._extract(image, view, paths)
-        self._memory.move_to_end(key)
-        while len(self._memory) > FEATURES_IN_MEMORY:
-            self._memory.popitem(last=False)
-        return found[:turns]
-
-    def paths(self, image: Path, view: int, turns: int) -> list[Path]:
-        """Their files: the name holds the key, so that a file that is there is the right one."""
-        turned_by = ("", *(f"-turn{turn}" for turn in range(1, turns)))
-        return [self.folder / f"{image.stem}-{self.key(image, view)[:12]}{turn}.npz" for turn in turned_by]
-
-    def _read(self, paths: Sequence[Path]) -> list[Features] | None:
-        if not all(path.is_file() for path in paths):
-            return None
-        try:
-            return [load_features(path) for path in paths]
-        except InputError:  # damaged since: made again
-            return None
-
-    def _extract(self, image: Path, view: int, paths: Sequence[Path]) -> list[Features]:
-        turns = self.pipeline.extract_turns(image, self.masks[view], turns=len(paths))
-        found = [one.to("cpu") for one in turns]
-        for path, features in zip(paths, found, strict=True):
-            save_features(path, features)
-        return found
-
-    def _hash(self, path: Path) -> str:
-        if path not in self._hashes:
-            if not path.is_file():
-                raise InputError(f"there is no file {str(path)!r}; expected an image. Check the path")
-            self._hashes[path] = _sha256(path.read_bytes())
-        return self._hashes[path]
-
-
-def _robust(result: MatchResult, resize: int | None) -> RobustResult | None:
+def _robust(result: MatchResult, options: Options) -> RobustResult | None:
     """The two-view geometry of the matches, or None where PoseLib is not installed.
 
     The threshold is THRESHOLD_PX of the images as they were extracted, so more px of larger originals.
     """
-    long_side = max(float(one.image_size.max()) for one in (result.features0, result.features1))
-    scale = 1.0 if resize is None else max(1.0, long_side / resize)
+    sizes = [one.image_size[0].tolist() for one in (result.features0, result.features1)]
+    sides = [max(size) if options.resize_side == "long" else min(size) for size in sizes]
+    scale = 1.0 if options.resize is None else max(1.0, max(sides) / options.resize)
     try:
         return estimate(result.points0.cpu(), result.points1.cpu(), threshold_px=THRESHOLD_PX * scale)
     except MissingExtra:
@@ -314,9 +259,9 @@ def _names(pairs: Sequence[tuple[Path, Path]]) -> list[str]:
     """A file name for each pair: both stems, and a hash where two pairs would share them."""
     plain = [f"{image0.stem}-{image1.stem}" for image0, image1 in pairs]
     count = Counter(plain)
-    hashes = [_sha256(f"{image0}\n{image1}".encode())[:8] for image0, image1 in pairs]
+    hashes = [_sha256(f"{image0}\n{image1}")[:8] for image0, image1 in pairs]
     return [name if count[name] == 1 else f"{name}-{code}" for name, code in zip(plain, hashes, strict=True)]
 
 
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -38,6 +38,7 @@ from isinglass.images import (
 from isinglass.matchers.lightglue import LightGlue
 from isinglass.matchers.nearest import Nearest
 from isinglass.matchers.superglue import SuperGlue
+from isinglass.ops.calibration import probabilities
 from isinglass.ops.keypoints import distinct
 from isinglass.types import Extractor, Features, Matcher, Matches
 from isinglass.weights import record, records
@@ -56,12 +57,14 @@ class OptionsDict(TypedDict, total=False):
     matcher: str
     max_keypoints: int | None
     resize: int | None
+    resize_side: Literal["long", "short"]
     rotation: Literal["none", "exif", "auto"]
     tile: int | None
     tile_overlap: int
     min_distance: float
     adaptive: bool
     filter_threshold: float | None
+    ratio: float | None
     device: str | None
     accept_licence: bool
 
@@ -73,7 +76,8 @@ class Options:
     extractor       name of weights ("aliked-n16", see `isinglass models`), "aliked" for short, "sift", "rootsift"
     matcher         "lightglue" or "superglue" (the weights made for the extractor), "nearest", or a name of weights
     max_keypoints   an image; None = all
-    resize          px, the long side that extractors see; None = as it is. Results are in original pixels always
+    resize          px of the side that extractors see; None = as it is. Results are in original pixels always
+    resize_side     which side `resize` is: "long" or "short"
     rotation        "none" = pixels as stored; "exif" = upright as the file says; "auto" = of four quarter turns of the
                     second image the one with most matches
     tile            px, side of the squares that a larger (resized) image is cut into; None = never
@@ -81,6 +85,7 @@ class Options:
     min_distance    px of the resized image; of two keypoints nearer than that the weaker goes
     adaptive        let matchers that can stop early and drop points do so; False = all layers for all points
     filter_threshold  least score of a match; None = the matcher's own
+    ratio           of the matcher "nearest": Lowe's test, say 0.8; None = no test
     device          "cpu", "cuda", "mps"; None = the best there is
     accept_licence  of weights that are not for commercial use
     """
@@ -89,18 +94,21 @@ class Options:
     matcher: str = "lightglue"
     max_keypoints: int | None = 2048
     resize: int | None = 1024
+    resize_side: Literal["long", "short"] = "long"
     rotation: Literal["none", "exif", "auto"] = "exif"
     tile: int | None = None
     tile_overlap: int = 64
     min_distance: float = 1.0
     adaptive: bool = True
     filter_threshold: float | None = None
+    ratio: float | None = None
     device: str | None = None
     accept_licence: bool = False
 
     def __post_init__(self) -> None:
-        if self.rotation not in ("none", "exif", "auto"):
-            raise InputError(f"rotation is {self.rotation!r}; expected 'none', 'exif' or 'auto'")
+        for name, known in (("rotation", ("none", "exif", "auto")), ("resize_side", ("long", "short"))):
+            if getattr(self, name) not in known:
+                raise InputError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(map(repr, known))}")
         for name, least in (("max_keypoints", 0), ("resize", 1), ("tile", 64)):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < least):
@@ -144,6 +152,12 @@ class MatchResult:
         return self.matches.pair_scores()
 
     @property
+    def probabilities(self) -> Tensor | None:
+        """(M,) how likely each match is right; None if the matcher's scores have not been calibrated."""
+        found = probabilities(self.matches)
+        return None if found is None else found[0, self.matches.indices[0] >= 0]
+
+    @property
     def turns1(self) -> int:
         """Quarter turns (and 4 if mirrored) that the second image was given before extraction; see Features.turns."""
         return 0 if self.features1.turns is None else int(self.features1.turns[0])
@@ -168,14 +182,16 @@ class Pipeline:
 
     def extract(self, image: ImageSource, mask: ImageSource | None = None) -> Features:
         """Features of one image, in its original pixels, wherever the image was resized, turned or tiled."""
-        return self.extract_turns(image, mask, turns=1)[0]
+        return self.extract_turns(image, mask, turns=(0,))[0]
 
-    def extract_turns(self, image: ImageSource, mask: ImageSource | None = None, *, turns: int = 4) -> list[Features]:
-        """Features of one image under 0, 1, ... `turns` - 1 quarter turns, all in its original pixels."""
+    def extract_turns(
+        self, image: ImageSource, mask: ImageSource | None = None, *, turns: Sequence[int] = (0, 1, 2, 3)
+    ) -> list[Features]:
+        """Features of one image under each number of quarter turns, all in its original pixels."""
         with self.timed("read"):
             view = self._read(image, mask)
         with self.timed("extract"):
-            return [self._extract(turned(view, turn)) for turn in range(turns)]
+            return [self._extract(turned(view, turn)) for turn in turns]
 
     def match(
         self,
@@ -212,9 +228,9 @@ class Pipeline:
         ]
 
     @property
-    def turns(self) -> int:
-        """How many quarter turns of a second view are tried."""
-        return 4 if self.options.rotation == "auto" else 1
+    def turns(self) -> tuple[int, ...]:
+        """The quarter turns of a second view that are tried."""
+        return (0, 1, 2, 3) if self.options.rotation == "auto" else (0,)
 
     # --- from an image to features
 
@@ -224,7 +240,10 @@ class Pipeline:
         view = whole(pixels, None if mask is None else read_mask(mask, size))
         if self.options.rotation != "none":
             view = upright(view, exif_orientation(image))
-        return resized(view, self.options.resize)
+        long_side = self.options.resize
+        if long_side is not None and self.options.resize_side == "short":
+            long_side = round(long_side * max(view.size) / min(view.size))
+        return resized(view, long_side)
 
     def _extract(self, view: View) -> Features:
         """All tiles' features in original pixels, without near-duplicates, the best `max_keypoints`."""
@@ -329,7 +348,9 @@ def _load_matcher(options: Options, device: torch.device) -> Matcher:
     if name == "nearest":
         if options.filter_threshold is not None:
             raise InputError("filter_threshold is for matchers with learned scores; 'nearest' has none. Leave it out")
-        return Nearest()
+        return Nearest(Nearest.Config(ratio=options.ratio))
+    if options.ratio is not None:
+        raise InputError(f"ratio is for the matcher 'nearest'; {name!r} has filter_threshold instead")
     kind = record(name).model
     if kind not in MATCHERS:
         raise InputError(f"{name!r} are weights of {kind}, no matcher; see `isinglass models`")

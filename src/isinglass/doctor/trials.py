@@ -138,7 +138,7 @@ class Pair:
         if len(self.known.get((view, side), ())) < turns:
             models: Any = {"custom_extractor": self.pipeline.extractor, "custom_matcher": self.pipeline.matcher}
             varied = Pipeline(**models, **asdict(replace(self.pipeline.options, resize=side)))
-            self.known[view, side] = varied.extract_turns(self.images[view], turns=turns)
+            self.known[view, side] = varied.extract_turns(self.images[view], turns=range(turns))
         return self.known[view, side]
 
     def auto_turn(self) -> int:
@@ -153,7 +153,7 @@ class Pair:
 
     def plain(self) -> Setting:
         """What the pipeline does by its own options."""
-        return Setting(self.auto_turn() if self.pipeline.turns > 1 else 0, 1.0)
+        return Setting(self.auto_turn() if len(self.pipeline.turns) > 1 else 0, 1.0)
 
     def trial(self, setting: Setting, matcher: Matcher | None = None) -> Trial:
         """A full match."""

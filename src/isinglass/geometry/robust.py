@@ -65,7 +65,7 @@ def estimate(
     Raises InputError where shapes disagree, numbers are not finite or the threshold is not positive, MissingExtra
     without PoseLib.
     """
-    x0_M2, x1_M2 = _checked(points0, points1, threshold_px)
+    x0_M2, x1_M2 = checked_points(points0, points1, threshold_px)
     if kind not in ("auto", "homography", "fundamental"):
         raise InputError(f"kind is {kind!r}; expected 'auto', 'homography' or 'fundamental'")
     if kind != "auto":
@@ -126,7 +126,7 @@ def _estimate(x0_M2: Floats, x1_M2: Floats, kind: Kind, threshold_px: float, see
         sample=_SAMPLE[kind],
         models=_MODELS[kind],
     )
-    if log_alarms >= math.log(MAX_FALSE_ALARMS) or _on_a_line(x0_M2[inliers], x1_M2[inliers], threshold_px):
+    if log_alarms >= math.log(MAX_FALSE_ALARMS) or on_a_line(x0_M2[inliers], x1_M2[inliers], threshold_px):
         return none
     return RobustResult(model=model, kind=kind, inliers=inliers, threshold_px=threshold_px, solver="poselib")
 
@@ -167,24 +167,27 @@ def _distinct(x0_K2: Floats, x1_K2: Floats, threshold_px: float) -> int:
     return min(len(np.unique((points_K2 / threshold_px).round(), axis=0)) for points_K2 in (x0_K2, x1_K2))
 
 
-def _on_a_line(x0_K2: Floats, x1_K2: Floats, threshold_px: float) -> bool:
-    """Whether, up to the threshold, all points but one lie on a line in either view, so that no model is determined.
+def on_a_line(x0_K2: Floats, x1_K2: Floats, tolerance_px: float) -> bool:
+    """Whether, up to the tolerance, all points (K >= 4) but one lie on a line in either view: no model is determined.
 
     Then the linear system for the homography (Hartley and Zisserman, section 4.1) has more than one solution.
     """
-    for from_K2, to_K2 in ((x0_K2, x1_K2), (x1_K2, x0_K2)):
+    centred0_K2, centred1_K2 = x0_K2 - x0_K2.mean(axis=0), x1_K2 - x1_K2.mean(axis=0)
+    for from_K2, to_K2 in ((centred0_K2, centred1_K2), (centred1_K2, centred0_K2)):
         spread = from_K2.std(), to_K2.std()
-        a_K3 = np.column_stack([(from_K2 - from_K2.mean(axis=0)) / spread[0], np.ones(len(from_K2))])
-        b_K2 = (to_K2 - to_K2.mean(axis=0)) / spread[1]
+        if min(spread) <= tolerance_px:  # all in one place
+            return True
+        a_K3, b_K2 = np.column_stack([from_K2 / spread[0], np.ones(len(from_K2))]), to_K2 / spread[1]
         zero_K3 = np.zeros_like(a_K3)
         rows = [np.hstack([a_K3, zero_K3, -b_K2[:, :1] * a_K3]), np.hstack([zero_K3, a_K3, -b_K2[:, 1:] * a_K3])]
         singular = np.linalg.svd(np.concatenate(rows), compute_uv=False) / math.sqrt(len(from_K2))
-        if singular[-2] <= threshold_px / min(spread):
+        if singular[7] <= tolerance_px / min(spread):  # of nine: four points leave one out, which is 0
             return True
     return False
 
 
-def _checked(points0: ArrayLike, points1: ArrayLike, threshold_px: float) -> tuple[Floats, Floats]:
+def checked_points(points0: ArrayLike, points1: ArrayLike, threshold_px: float) -> tuple[Floats, Floats]:
+    """The points as arrays (M, 2); raises InputError as `estimate` says."""
     x0_M2, x1_M2 = (np.asarray(points, dtype=np.float64) for points in (points0, points1))
     if x0_M2.shape != x1_M2.shape or x0_M2.ndim != 2 or x0_M2.shape[1] != 2:
         raise InputError(f"points have shapes {x0_M2.shape} and {x1_M2.shape}; expected (M, 2) twice")

@@ -2,6 +2,6 @@
 
 from isinglass.weights.fetch import accept_licence, fetch, is_present
 from isinglass.weights.pretrained import Pretrained
-from isinglass.weights.records import Record, record, records
+from isinglass.weights.records import Record, calibration, record, records
 
-__all__ = ["Pretrained", "Record", "accept_licence", "fetch", "is_present", "record", "records"]
+__all__ = ["Pretrained", "Record", "accept_licence", "calibration", "fetch", "is_present", "record", "records"]

@@ -7,8 +7,11 @@ Nothing here needs torch.
 from __future__ import annotations
 
 import difflib
+import functools
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.resources import files
 from typing import Any
 
 from isinglass.errors import InputError
@@ -90,6 +93,16 @@ def known_file(file: str, sha256: str, model: str) -> Record | None:
         if sha256 == one.sha256 or (one.sha256 is None and file == one.file):
             return one
     return None
+
+
+def calibration(matcher: str) -> Mapping[str, Any] | None:
+    """What a matcher's scores are worth, as `isinglass.ops.calibration.Calibration` has it; None = not measured."""
+    return _calibrations().get(matcher)
+
+
+@functools.cache
+def _calibrations() -> Mapping[str, Mapping[str, Any]]:
+    return json.loads(files("isinglass.weights").joinpath("calibrations.json").read_text("utf-8"))
 
 
 # --- the table

@@ -1,0 +1,89 @@
+"""What the commands share: options, exit codes, progress, complaints."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from isinglass.pipeline import Pipeline
+
+OK, SOME_FAILED, WRONG_USAGE, NOT_AVAILABLE = 0, 1, 2, 3
+PATH = click.Path(path_type=Path)
+
+# options of isinglass.pipeline.Options, with its defaults (a test holds them equal)
+PIPELINE_OPTIONS = (
+    click.option("--extractor", default="aliked", show_default=True, help="Extractor, see `isinglass models`."),
+    click.option("--max-keypoints", type=click.IntRange(0), default=2048, show_default=True, help="An image."),
+    click.option("--all-keypoints", is_flag=True, help="No limit on the number of keypoints."),
+    click.option("--resize", type=click.IntRange(1), default=1024, show_default=True, help="Px of the long side."),
+    click.option("--resize-side", type=click.Choice(["long", "short"]), default="long", show_default=True),
+    click.option("--original-size", is_flag=True, help="Do not resize."),
+    click.option(
+        "--rotation",
+        type=click.Choice(["none", "exif", "auto"]),
+        default="exif",
+        show_default=True,
+        help="Turn images as stored, as EXIF says, or try four quarter turns of the second one.",
+    ),
+    click.option("--tile", type=click.IntRange(64), help="Cut larger images into squares of this many px."),
+    click.option("--tile-overlap", type=click.IntRange(0), default=64, show_default=True, help="In px."),
+    click.option(
+        "--min-distance",
+        type=click.FloatRange(0),
+        default=1.0,
+        show_default=True,
+        help="Of keypoints, in px of the resized image.",
+    ),
+    click.option("--device", help="cpu, cuda or mps; the best there is if not given."),
+    click.option("--accept-licence", is_flag=True, help="Accept the non-commercial licence of the weights chosen."),
+)
+MATCHER_OPTIONS = (
+    click.option("--matcher", default="lightglue", show_default=True, help="Matcher, see `isinglass models`."),
+    click.option("--all-layers", is_flag=True, help="No early exit and no pruning."),
+    click.option(
+        "--filter-threshold", type=click.FloatRange(0, 1), help="Least score; the matcher's own if not given."
+    ),
+)
+
+
+def options(*decorators: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Several click options as one decorator."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        return functools.reduce(lambda decorated, decorator: decorator(decorated), reversed(decorators), function)
+
+    return decorate
+
+
+def make_pipeline(settings: dict[str, Any]) -> Pipeline:
+    """The pipeline that the command's options describe."""
+    from isinglass.pipeline import Pipeline
+
+    values = dict(settings)
+    values["adaptive"] = not values.pop("all_layers", False)
+    if values.pop("all_keypoints"):
+        values["max_keypoints"] = None
+    if values.pop("original_size"):
+        values["resize"] = None
+    return Pipeline(**values)
+
+
+def with_progress(items: Iterable[Any], count: int, label: str) -> Iterator[Any]:
+    """The items, with a bar and the time that is left on stderr where there are many and a person is looking."""
+    if count < 2 or not sys.stderr.isatty():
+        yield from items
+        return
+    with click.progressbar(items, length=count, label=label, show_pos=True, file=sys.stderr) as bar:
+        yield from bar
+
+
+def complain(problem: object, code: int) -> int:
+    """One line on stderr; gives back the exit code."""
+    click.echo(f"isinglass: {problem}", err=True)
+    return code

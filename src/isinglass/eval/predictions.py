@@ -1,0 +1,79 @@
+"""Predictions of a benchmark: every image extracted once, every pair matched once, both kept; a killed run goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from isinglass.cache import FeatureCache
+from isinglass.datasets.pairs import Benchmark, EvalPair
+from isinglass.errors import InputError
+from isinglass.files import SavedMatches, load_matches, save_matches, write_atomically
+from isinglass.pipeline import Pipeline
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Prediction:
+    """What was predicted for a pair; `problem` instead where its images cannot be read."""
+
+    pair: EvalPair
+    saved: SavedMatches | None = None
+    file: Path | None = None  # of the matches
+    match_ms: float = float("nan")
+    extract_ms: float = float("nan")  # of the images that were not extracted before
+    problem: str | None = None
+
+
+def predict(benchmark: Benchmark, pipeline: Pipeline, folder: Path) -> Iterator[Prediction]:
+    """One prediction a pair, in order, from `folder` where it is there. Pairs are matched one at a time, and timed."""
+    cache = FeatureCache(pipeline, folder / "features")
+    done = folder / "predictions" / prediction_key(pipeline)[:12]
+    for pair in benchmark.pairs:
+        try:
+            yield _predict_pair(pair, cache, done)
+        except InputError as error:
+            yield Prediction(pair=pair, problem=str(error))
+
+
+def prediction_key(pipeline: Pipeline) -> str:
+    """Hex digits, of what matches depend on beside the images: all options, the weights, the matcher's settings."""
+    matcher: Any = pipeline.matcher
+    identity = matcher.name, getattr(matcher, "weights_id", "none"), repr(getattr(matcher, "config", None))
+    text = repr((pipeline.options, str(pipeline.extractor.signature), identity))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _predict_pair(pair: EvalPair, cache: FeatureCache, done: Path) -> Prediction:
+    pipeline = cache.pipeline
+    keys = cache.key(pair.image0), cache.key(pair.image1)
+    name = hashlib.sha256(repr((pair.name, keys, pair.turns0, pair.turns1)).encode()).hexdigest()[:16]
+    matches_file, times_file = done / f"{name}.npz", done / f"{name}.json"
+    try:
+        times = json.loads(times_file.read_text())
+        return _prediction(pair, matches_file, times)
+    except (OSError, ValueError, TypeError, KeyError):  # not there, or damaged: made again (InputError is a ValueError)
+        pass
+    pipeline.timings_ms = {}
+    features0 = cache.get(pair.image0, turns=(pair.turns0,))[0]
+    candidates = cache.get(pair.image1, turns=[(pair.turns1 + turn) % 4 for turn in pipeline.turns])
+    extract_ms = pipeline.timings_ms.get("extract", 0.0)
+    result = pipeline.match_features([features0], [candidates])[0]
+    save_matches(matches_file, result.matches, result.features0, result.features1)
+    times = {"match_ms": pipeline.timings_ms["match"], "extract_ms": extract_ms}
+    with write_atomically(times_file) as temporary:
+        temporary.write_text(json.dumps(times))
+    return _prediction(pair, matches_file, times)
+
+
+def _prediction(pair: EvalPair, file: Path, times: dict[str, float]) -> Prediction:
+    return Prediction(
+        pair=pair,
+        saved=load_matches(file),
+        file=file,
+        match_ms=float(times["match_ms"]),
+        extract_ms=float(times["extract_ms"]),
+    )
