@@ -263,6 +263,8 @@ class Pipeline:
     def _extract_part(self, view: View) -> Features:
         images_BCHW = view.image[None].to(self.device)
         mask_BHW = None if view.mask is None else view.mask[None].to(self.device)
+        if bool((view.image == view.image[:, :1, :1]).all()):  # one colour: networks still answer to their own padding
+            mask_BHW = torch.zeros_like(images_BCHW[:, 0], dtype=torch.bool)
         return self.extractor.extract(images_BCHW, mask_BHW)[0]
 
     def _best_turn(self, features0: Features, candidates: Sequence[Features]) -> Features:
