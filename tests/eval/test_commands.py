@@ -1,0 +1,70 @@
+"""`isinglass eval`, `compare` and `report` from the command line, on a sequence in HPatches layout."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from isinglass import cli
+from support import HOMOGRAPHY, warp
+
+for package in ("cv2", "poselib", "matplotlib"):
+    pytest.importorskip(package)
+
+FAST = ["--extractor", "rootsift", "--matcher", "nearest", "--max-keypoints", "300", "--solver", "poselib"]
+
+
+@pytest.fixture
+def isinglass(monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["isinglass", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        captured = capsys.readouterr()
+        return stop.value.code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def data(motorcycle, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hpatches") / "v_motorcycle"
+    folder.mkdir()
+    images = motorcycle[0], warp(motorcycle[0], HOMOGRAPHY)
+    for i, image in enumerate(images, start=1):
+        Image.fromarray((image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()).save(folder / f"{i}.png")
+    np.savetxt(folder / "H_1_2", HOMOGRAPHY.numpy())
+    (folder.parent / "v_broken").mkdir()
+    Image.new("RGB", (60, 40)).save(folder.parent / "v_broken" / "1.png")
+    Image.new("RGB", (60, 40)).save(folder.parent / "v_broken" / "2.png")
+    return folder.parent
+
+
+def test_a_benchmark_is_measured_reported_and_compared(isinglass, data, tmp_path):
+    code, out, _ = isinglass("eval", "hpatches", data, "-o", tmp_path, "--label", "a", *FAST)
+    assert code == 0
+    assert "poselib" in out and "1 pairs" in out
+    assert "not used" in out and "v_broken" in out
+    assert "<html" in (tmp_path / "a.html").read_text()
+    code, out, _ = isinglass("eval", "hpatches", data, "-o", tmp_path, "--label", "b", "--no-report", "--json", *FAST)
+    assert code == 0
+    run = json.loads(out)
+    assert run["best"]["poselib"]["metrics"]["auc@5"] > 0.8
+    code, out, _ = isinglass("compare", tmp_path / "a.json", tmp_path / "b.json", "-o", tmp_path / "compare.html")
+    assert code == 0
+    assert "1 pairs in common" in out
+    code, out, _ = isinglass("report", tmp_path / "a.json", tmp_path / "b.json", "-o", tmp_path / "both.html")
+    assert code == 0
+    assert (tmp_path / "both.html").stat().st_size > 10_000
+
+
+def test_what_cannot_be_measured_is_said(isinglass, tmp_path):
+    code, _, err = isinglass("eval", "hpatches", tmp_path / "nowhere", "-o", tmp_path, *FAST)
+    assert code == 1 and "nowhere" in err
+    code, _, err = isinglass("compare", tmp_path / "a.json", tmp_path / "b.json")
+    assert code == 1 and "cannot be read" in err
+    code, _, err = isinglass("eval", "hpatchez", tmp_path)
+    assert code == 2 and "hpatchez" in err
