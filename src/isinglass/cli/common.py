@@ -46,6 +46,7 @@ PIPELINE_OPTIONS = (
 MATCHER_OPTIONS = (
     click.option("--matcher", default="lightglue", show_default=True, help="Matcher, see `isinglass models`."),
     click.option("--all-layers", is_flag=True, help="No early exit and no pruning."),
+    click.option("--ratio", type=click.FloatRange(0, 1, min_open=True), help="Lowe's test, of the matcher nearest."),
     click.option(
         "--filter-threshold", type=click.FloatRange(0, 1), help="Least score; the matcher's own if not given."
     ),
