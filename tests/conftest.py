@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,18 @@ def motorcycle():
     data = pytest.importorskip("skimage.data", reason="needs the motorcycle pair of scikit-image")
     left, right, disparity = data.stereo_motorcycle()
     return *(torch.from_numpy(image).permute(2, 0, 1).float() / 255 for image in (left, right)), disparity
+
+
+@pytest.fixture
+def isinglass(monkeypatch, capsys):
+    """Run a command in this process: (exit code, stdout, stderr)."""
+    from isinglass import cli
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["isinglass", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        captured = capsys.readouterr()
+        return stop.value.code, captured.out, captured.err
+
+    return run

@@ -11,25 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from isinglass import cli
 from isinglass.cli import matching
 from isinglass.pipeline import Options
 
 FAST = ["--extractor", "rootsift", "--matcher", "nearest", "--max-keypoints", "200"]
-
-
-@pytest.fixture
-def isinglass(monkeypatch, capsys):
-    """Run a command; (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["isinglass", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        captured = capsys.readouterr()
-        return stop.value.code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -1,32 +1,18 @@
 """`isinglass eval`, `compare` and `report` from the command line, on a sequence in HPatches layout."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from isinglass import cli
 from support import HOMOGRAPHY, warp
 
 for package in ("cv2", "poselib", "matplotlib"):
     pytest.importorskip(package)
 
 FAST = ["--extractor", "rootsift", "--matcher", "nearest", "--max-keypoints", "300", "--solver", "poselib"]
-
-
-@pytest.fixture
-def isinglass(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["isinglass", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        captured = capsys.readouterr()
-        return stop.value.code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture(scope="module")
