@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from isinglass.batch import Outputs, extract_files, list_images, list_pairs, match_files, read_pairs
-from isinglass.errors import InputError
+from isinglass.errors import InputError, WriteError
 from isinglass.files import load_features, load_matches
+from isinglass.matchers.nearest import Nearest
 from isinglass.pipeline import Pipeline
 
 pytest.importorskip("cv2")
@@ -138,6 +139,22 @@ def test_a_bad_image_fails_its_pairs_and_no_others(photos, tmp_path):
     assert [report.error is None for report in reports] == [True, False, False, False, False, False]
     assert "2.jpg" in reports[1].error and "cannot be read as an image" in reports[1].error
     assert "3.png" in reports[2].error and "truncated" in reports[2].error
+
+
+def test_a_folder_that_cannot_be_written_ends_the_run_at_once(photos, tmp_path):
+    """It is not the images' fault: nothing more is extracted that could not be kept."""
+    (tmp_path / "out").write_text("a file where the folder should be")
+    pipeline = Counting()
+    with pytest.raises(WriteError, match="cannot be written"):
+        run(photos, tmp_path / "out", pipeline)
+    assert len(pipeline.extracted) == 1
+
+
+def test_another_matcher_is_not_taken_for_the_same(photos, tmp_path):
+    run(photos, tmp_path)
+    strict = Counting(custom_matcher=Nearest(Nearest.Config(distance=0.2)))
+    assert not any(report.reused for report in run(photos, tmp_path, strict))
+    assert strict.extracted == []
 
 
 def test_names_of_results_never_collide(photos, tmp_path):

@@ -48,6 +48,7 @@ PUBLIC_NAMES = [
     "SuperGlue",
     "SuperPoint",
     "WeightsError",
+    "WriteError",
     "XFeat",
     "accept_licence",
     "extract",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         LicenceError,
         MissingExtra,
         WeightsError,
+        WriteError,
     )
     from isinglass.extractors.aliked import ALIKED
     from isinglass.extractors.disk import DISK
@@ -28,7 +29,15 @@ if TYPE_CHECKING:
     from isinglass.weights import accept_licence, fetch, record, records
 
 _HOMES = {
-    "errors": ("ChecksumError", "InputError", "IsinglassError", "LicenceError", "MissingExtra", "WeightsError"),
+    "errors": (
+        "ChecksumError",
+        "InputError",
+        "IsinglassError",
+        "LicenceError",
+        "MissingExtra",
+        "WeightsError",
+        "WriteError",
+    ),
     "extractors.aliked": ("ALIKED",),
     "extractors.disk": ("DISK",),
     "extractors.sift": ("SIFT",),
@@ -64,6 +73,7 @@ __all__ = [
     "SuperGlue",
     "SuperPoint",
     "WeightsError",
+    "WriteError",
     "XFeat",
     "accept_licence",
     "extract",

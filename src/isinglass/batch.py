@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from isinglass.cache import FeatureCache
-from isinglass.errors import InputError, MissingExtra
+from isinglass.cache import FeatureCache, matching_key
+from isinglass.errors import InputError, MissingExtra, WriteError
 from isinglass.files import save_matches, write_atomically
 from isinglass.geometry.robust import RobustResult, estimate
 from isinglass.images import mirrored, read_image, turned, whole
@@ -152,7 +152,7 @@ class _Job:
         pipeline = cache.pipeline
         try:
             keys = [cache.key(image, mask) for image, mask in zip(self.images, self.masks, strict=True)]
-            self.key = _sha256(repr((keys, pipeline.options, outputs.formats, outputs.picture)))
+            self.key = _sha256(repr((keys, matching_key(pipeline), outputs.formats, outputs.picture)))
             self.report = self._earlier(outputs)
             if self.report is None:
                 before = dict(pipeline.timings_ms)
@@ -162,6 +162,8 @@ class _Job:
                 )
                 after = pipeline.timings_ms
                 self.timings_ms = {k: after[k] - before.get(k, 0.0) for k in ("read", "extract") if k in after}
+        except WriteError:  # the folder's fault and not the pair's: no use to go on
+            raise
         except (InputError, OSError) as error:
             self.report = PairReport(**self._head(pipeline), error=str(error))
 

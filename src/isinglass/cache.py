@@ -6,6 +6,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from isinglass.errors import InputError
 from isinglass.files import load_features, save_features
@@ -13,6 +14,14 @@ from isinglass.pipeline import Pipeline
 from isinglass.types import Features
 
 FEATURES_IN_MEMORY = 64  # images; about 1 MB each
+
+
+def matching_key(pipeline: Pipeline) -> str:
+    """Hex digits, of what matches depend on beside the images: all options, the weights, the matcher's settings."""
+    matcher: Any = pipeline.matcher
+    identity = matcher.name, getattr(matcher, "weights_id", "none"), repr(getattr(matcher, "config", None))
+    text = repr((pipeline.options, str(pipeline.extractor.signature), identity))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class FeatureCache:

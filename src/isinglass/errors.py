@@ -13,6 +13,10 @@ class InputError(IsinglassError, ValueError):
     """The caller's images, features or options cannot be used."""
 
 
+class WriteError(InputError):
+    """A result cannot be written: no permission, a full disk."""
+
+
 class WeightsError(IsinglassError):
     """A checkpoint cannot be found, fetched, read or loaded."""
 

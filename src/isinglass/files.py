@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isinglass.errors import InputError, MissingExtra
+from isinglass.errors import InputError, MissingExtra, WriteError
 from isinglass.types import Features, Matches, Signature
 
 FEATURES_SCHEMA = "isinglass features 1"
@@ -72,7 +72,7 @@ def write_atomically(path: PathLike) -> Iterator[Path]:
     A reader sees the earlier file or the new one, whole, whenever this process is killed; what a killed process leaves
     are files ".isinglass-*.tmp" in the folder, which nobody reads. Folders are made as needed.
 
-    Raises InputError where the file cannot be written (no permission, a full disk); the earlier file stays.
+    Raises WriteError where the file cannot be written (no permission, a full disk); the earlier file stays.
     """
     path = Path(path)
     temporary = path.parent / f".isinglass-{secrets.token_hex(8)}.tmp"
@@ -86,7 +86,7 @@ def write_atomically(path: PathLike) -> Iterator[Path]:
             os.close(descriptor)
         temporary.replace(path)
     except OSError as error:
-        raise InputError(
+        raise WriteError(
             f"{str(path)!r} cannot be written ({error}); what it held before is still there. Free space, or choose a "
             "folder that may be written"
         ) from error

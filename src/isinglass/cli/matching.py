@@ -21,7 +21,7 @@ from isinglass.cli.common import (
     options,
     with_progress,
 )
-from isinglass.errors import InputError
+from isinglass.errors import InputError, WriteError
 
 if TYPE_CHECKING:
     from isinglass.batch import PairReport
@@ -102,6 +102,8 @@ def extract(images: tuple[Path, ...], output: Path, as_json: bool, **settings: A
     for image in with_progress(files, len(files), "extracting"):
         try:
             ((_, path, features),) = extract_files([image], pipeline, output)
+        except WriteError:
+            raise
         except InputError as error:
             failed += 1
             complain(error, SOME_FAILED)

@@ -7,11 +7,10 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from isinglass.cache import FeatureCache
+from isinglass.cache import FeatureCache, matching_key
 from isinglass.datasets.pairs import Benchmark, EvalPair
-from isinglass.errors import InputError
+from isinglass.errors import InputError, WriteError
 from isinglass.files import SavedMatches, load_matches, save_matches, write_atomically
 from isinglass.pipeline import Pipeline
 
@@ -31,20 +30,14 @@ class Prediction:
 def predict(benchmark: Benchmark, pipeline: Pipeline, folder: Path) -> Iterator[Prediction]:
     """One prediction a pair, in order, from `folder` where it is there. Pairs are matched one at a time, and timed."""
     cache = FeatureCache(pipeline, folder / "features")
-    done = folder / "predictions" / prediction_key(pipeline)[:12]
+    done = folder / "predictions" / matching_key(pipeline)[:12]
     for pair in benchmark.pairs:
         try:
             yield _predict_pair(pair, cache, done)
+        except WriteError:  # the folder's fault and not the pair's
+            raise
         except InputError as error:
             yield Prediction(pair=pair, problem=str(error))
-
-
-def prediction_key(pipeline: Pipeline) -> str:
-    """Hex digits, of what matches depend on beside the images: all options, the weights, the matcher's settings."""
-    matcher: Any = pipeline.matcher
-    identity = matcher.name, getattr(matcher, "weights_id", "none"), repr(getattr(matcher, "config", None))
-    text = repr((pipeline.options, str(pipeline.extractor.signature), identity))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _predict_pair(pair: EvalPair, cache: FeatureCache, done: Path) -> Prediction:

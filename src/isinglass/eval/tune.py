@@ -22,12 +22,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from isinglass.cache import FeatureCache
+from isinglass.cache import FeatureCache, matching_key
 from isinglass.datasets.pairs import Benchmark, EvalPair
 from isinglass.errors import InputError
 from isinglass.eval.calibration import halves
 from isinglass.eval.evaluate import SOLVERS, solver_error
-from isinglass.eval.predictions import prediction_key
 from isinglass.eval.runs import machine, versions
 from isinglass.eval.trade_off import Figures, Setting, Trial, Tuning
 from isinglass.files import SavedMatches, write_atomically
@@ -153,7 +152,7 @@ def measure(
     if search.solver not in (known := SOLVERS[benchmark.task]):
         raise InputError(f"there is no solver {search.solver!r} for a {benchmark.task}; there are {', '.join(known)}")
     settings = search.settings(matcher.config)
-    key = prediction_key(pipeline), search.solver, search.threshold_px, search.repeats, search.seed, settings
+    key = matching_key(pipeline), search.solver, search.threshold_px, search.repeats, search.seed, settings
     folder_of_run = folder / "tune" / _hash(*key, _judge_name(judge), machine(), versions())
     judge = judge or functools.partial(_solver_error, search=search)
     cache = FeatureCache(pipeline, folder / "features")
