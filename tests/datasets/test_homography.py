@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from isinglass.datasets.homography import (
+    EVD_THRESHOLDS_PX,
     LARGE_SEQUENCES,
     WXBS_THRESHOLDS_PX,
     annotation_error,
@@ -132,6 +133,9 @@ def test_evd(tmp_path):
     assert [pair.image1.parent.name for pair in benchmark.pairs] == ["2", "2"]
     assert len(benchmark.problems) == 1
     assert "h/cafe.txt" in benchmark.problems[0]
+    assert (benchmark.task, benchmark.auc_at, benchmark.maa_px) == ("homography", (), EVD_THRESHOLDS_PX)
+    expected = [1, 1.39495079, 1.94588772, 2.71441762, 3.78647901, 5.2819519, 7.368063, 10.27808533, 14.33742329, 20]
+    assert expected == pytest.approx(EVD_THRESHOLDS_PX)  # as wxbs_benchmark's documentation prints them
 
 
 @pytest.fixture
@@ -149,6 +153,7 @@ def test_wxbs(wxbs):
     np.testing.assert_array_equal(benchmark.pairs[0].annotations, [[1, 2, 3, 4], [5.5, 6, 7, 8]])
     assert [pair.name for pair in load_wxbs(wxbs / "v1.1", subset="val").pairs] == ["WGABS/petrzin"]
     assert len(load_wxbs(wxbs, subset="all").pairs) == 3
+    assert (benchmark.task, benchmark.auc_at, benchmark.maa_px) == ("fundamental", (), tuple(range(20)))
     with pytest.raises(InputError, match="subset"):
         load_wxbs(wxbs, subset="train")
 
@@ -165,7 +170,7 @@ def test_annotation_error_in_closed_form():
     annotations = np.array([[0, 5, 9, 5], [3, 5, 1, 8], [0, 0, 0, -4.0]])
     error = annotation_error(horizontal, annotations)
     np.testing.assert_allclose(error, np.sqrt(2) * np.array([0, 3, 4]))
-    assert mean_average_accuracy(error, WXBS_THRESHOLDS_PX) == pytest.approx(np.mean([19, 15, 14]) / 20)
+    assert mean_average_accuracy(error, WXBS_THRESHOLDS_PX) == pytest.approx(np.mean([20, 15, 14]) / 20)
     assert np.isinf(annotation_error(None, annotations)).all()
 
 

@@ -72,6 +72,7 @@ def test_random_homographies_are_where_they_say(tmp_path):
         ["tall.png", "1"],
         ["wide.png", "2"],
     ]
+    assert benchmark.auc_at == (1, 3, 5, 10)  # SuperGlue's table has 10 px
     for index, pair in enumerate(benchmark.pairs):
         assert Image.open(pair.image1).size == ((640, 480) if index % 2 == 0 else (480, 640))
         assert _difference(pair, (0, 0)) < 1.5

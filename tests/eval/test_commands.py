@@ -47,6 +47,19 @@ def test_a_benchmark_is_measured_reported_and_compared(isinglass, data, tmp_path
     assert (tmp_path / "both.html").stat().st_size > 10_000
 
 
+def test_training_images_among_those_judged_by_are_told(isinglass, data, tmp_path):
+    """The leak check names the image; without a leak it says that it looked."""
+    code, out, _ = isinglass("eval", "hpatches", data, "-o", tmp_path, "--label", "a", "--training", data, *FAST)
+    assert code == 0
+    assert "LEAK" in out and "v_motorcycle/1.png, which the weights were trained on (same bytes)" in out
+    assert "LEAK" in (tmp_path / "a.html").read_text()
+    other = tmp_path / "training.txt"
+    other.write_text("someone_else.png\n")
+    code, out, _ = isinglass("eval", "hpatches", data, "-o", tmp_path, "--label", "b", "--training", other, *FAST)
+    assert code == 0
+    assert "no image that the weights were trained on" in out
+
+
 def test_what_cannot_be_measured_is_said(isinglass, tmp_path):
     code, _, err = isinglass("eval", "hpatches", tmp_path / "nowhere", "-o", tmp_path, *FAST)
     assert code == 1 and "nowhere" in err

@@ -216,7 +216,7 @@ def test_best_and_fixed_thresholds(runs):
     assert series.fixed_threshold(moved, "poselib") is None
     assert series.fixed_threshold(moved, "dlt") == 1.0  # its only one
     assert series.best_threshold(moved, "poselib") is None
-    assert math.isnan(series.best_auc(moved, "poselib"))
+    assert math.isnan(series.best_accuracy(moved, "poselib", "auc@5"))
     assert series.best_solver([run]) == "poselib"
 
 

@@ -18,6 +18,7 @@ from isinglass.metrics import (
     mean_average_accuracy,
     pose_error_deg,
     precision,
+    visible_area_error_px,
 )
 
 INF = math.inf
@@ -87,8 +88,8 @@ def test_auc_of_nothing_and_of_nonsense():
             auc([1.0], [threshold])
 
 
-def test_mean_average_accuracy_counts_errors_below_each_threshold():
-    assert mean_average_accuracy([0.5, 1.0, 3.5, INF], [1, 2, 3, 4]) == pytest.approx((1 + 2 + 2 + 3) / 16)
+def test_mean_average_accuracy_counts_errors_within_each_threshold():
+    assert mean_average_accuracy([0.5, 1.0, 3.5, INF], [1, 2, 3, 4]) == pytest.approx((2 + 2 + 2 + 3) / 16)
     assert mean_average_accuracy([INF], range(1, 11)) == 0
     assert math.isnan(mean_average_accuracy([], [1]))
 
@@ -173,6 +174,50 @@ def test_no_homography_or_corners_at_infinity_are_failures():
     to_infinity = np.array([[1, 0, 0], [0, 1, 0], [2, 0, 1.0]])  # x = -0.5
     for matrix in (None, np.zeros((3, 3)), np.full((3, 3), np.nan), to_infinity):
         assert corner_error_px(matrix, np.eye(3), (640, 480)) == INF
+
+
+def shift(x, y):
+    return np.array([[1, 0, x], [0, 1, y], [0, 0, 1.0]])
+
+
+def test_visible_area_error_of_shifts():
+    """The same everywhere, so whatever is seen; a homography's own scale means nothing."""
+    for true in (np.eye(3), shift(10, -7), 5 * shift(-30, 0)):
+        for size1 in ((64, 48), (40, 90)):
+            assert visible_area_error_px(shift(3, 4) @ true, true, (64, 48), size1) == pytest.approx(5)
+            assert visible_area_error_px(-2 * shift(3, 4) @ true, true, (64, 48), size1) == pytest.approx(5)
+            assert visible_area_error_px(true, true, (64, 48), size1) == 0
+
+
+def test_visible_area_error_counts_only_pixels_that_view_1_sees():
+    stretched = np.diag([2.0, 1, 1])  # pixel x is x too far
+    assert visible_area_error_px(stretched, np.eye(3), (10, 4), (10, 4)) == pytest.approx(4.5)
+    assert visible_area_error_px(stretched, np.eye(3), (10, 4), (6, 4)) == pytest.approx(2.5)  # pixels 0 to 5
+    assert visible_area_error_px(stretched, np.eye(3), (10, 4), (6, 1)) == pytest.approx(2.5)
+    assert visible_area_error_px(shift(-8, 0) @ stretched, shift(-8, 0), (10, 4), (6, 4)) == pytest.approx(8.5)  # 8, 9
+    half = shift(0.5, 0)  # the middle of the last pixel comes to the edge of view 1, and is not in it
+    assert visible_area_error_px(half @ stretched, half, (10, 4), (10, 4)) == pytest.approx(4)
+    assert visible_area_error_px(shift(-0.5, 0) @ stretched, shift(-0.5, 0), (10, 4), (10, 4)) == pytest.approx(4.5)
+
+
+def test_visible_area_error_equals_a_plain_loop():
+    true = np.array([[1.1, 0.2, -6], [-0.1, 0.9, 3], [2e-3, -1e-3, 1]])
+    off = true + np.array([[0.02, 0, 1], [0.01, -0.03, 0], [0, 1e-4, 0]])
+    size0, size1, found = (40, 30), (33, 27), []
+    for y in range(size0[1]):
+        for x in range(size0[0]):
+            (u, v, w), (a, b, c) = true @ [x, y, 1], off @ [x, y, 1]
+            if -0.5 <= u / w < size1[0] - 0.5 and -0.5 <= v / w < size1[1] - 0.5:
+                found.append(math.hypot(u / w - a / c, v / w - b / c))
+    assert 300 < len(found) < 40 * 30
+    assert visible_area_error_px(off, true, size0, size1) == pytest.approx(np.mean(found))
+
+
+def test_views_that_do_not_overlap_and_no_homography_are_failures():
+    assert visible_area_error_px(np.eye(3), shift(64, 0), (64, 48), (64, 48)) == INF
+    assert visible_area_error_px(np.eye(3), shift(63, 0), (64, 48), (64, 48)) == pytest.approx(63)
+    for matrix in (None, np.zeros((3, 3)), np.full((3, 3), np.nan), np.array([[1, 0, 0], [0, 1, 0], [1, 0, 0.0]])):
+        assert visible_area_error_px(matrix, np.eye(3), (64, 48), (64, 48)) == INF
 
 
 # --- precision and recall

@@ -13,6 +13,7 @@ from isinglass.cli.common import MATCHER_OPTIONS, OK, PATH, PIPELINE_OPTIONS, ma
 BENCHMARKS = (
     "hpatches",
     "evd",
+    "wxbs",
     "megadepth1500",
     "scannet1500",
     "pairs",
@@ -34,6 +35,7 @@ BENCHMARK_OPTIONS = (
 @click.option("--solver", "solvers", multiple=True, help="May be given several times; all there are if not given.")
 @click.option("--threshold", "thresholds", type=float, multiple=True, help="Of inliers, in px; several are swept.")
 @click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--training", type=PATH, help="Images of the weights' training: a leak check (folder, list, manifest).")
 @click.option("--report/--no-report", default=True, show_default=True, help="Also write a page to look at.")
 @click.option("--json", "as_json", is_flag=True, help="The run's JSON on stdout.")
 @options(*PIPELINE_OPTIONS, *MATCHER_OPTIONS)
@@ -46,6 +48,7 @@ def evaluate(
     solvers: tuple[str, ...],
     thresholds: tuple[float, ...],
     seed: int,
+    training: Path | None,
     report: bool,
     as_json: bool,
     **settings: Any,
@@ -71,6 +74,7 @@ def evaluate(
         output,
         label=name,
         protocol=protocol,
+        training=training,
         progress=lambda items, count: with_progress(items, count, "measuring"),
     )
     if report:

@@ -8,7 +8,7 @@ they keep the scale.)
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +30,7 @@ LARGE_SEQUENCES = (  # of more than 1600 x 1200 px: left out since D2-Net (CVPR 
 WXBS_VALIDATION = ("kyiv_dolltheater2", "petrzin")  # for tuning: no part of the results
 
 # Mean average accuracy is over the thresholds of the benchmark; which error is held against them differs.
-EVD_THRESHOLDS_PX = tuple(
-    np.geomspace(1, 20, 10).tolist()
-)  # mean error where view 1 sees view 0: RANSAC tutorial, 2020
+EVD_THRESHOLDS_PX = tuple(np.geomspace(1, 20, 10).tolist())  # `metrics.visible_area_error_px` of a pair
 WXBS_THRESHOLDS_PX = tuple(range(20))  # `annotation_error` of each annotated point, then the mean over pairs
 
 _GROUPS = {"i": "illumination", "v": "viewpoint"}
@@ -97,11 +95,15 @@ def _sequence_pair(item: tuple[Path, int]) -> EvalPair:
 def load_evd(folder: PathLike) -> Benchmark:
     """Extreme views: 1/NAME.png, 2/NAME.png and h/NAME.txt, which maps the first to the second (MODS, CVIU 141, 2015).
 
-    The protocol's number is mAA over EVD_THRESHOLDS_PX. Raises InputError where nothing can be used.
+    The protocol's number is mAA over EVD_THRESHOLDS_PX of `metrics.visible_area_error_px`, as in the RANSAC tutorial of
+    CVPR 2020 (ransac-tutorial-2020-data, metrics.py) and in wxbs_benchmark 0.0.4 (`evaluate_Hs`).
+
+    Raises InputError where nothing can be used.
     """
     root = existing_folder(folder, "1/, 2/ and h/, as EVD.zip has them")
     stems = {file.stem for part in ("1", "2", "h") for file in (root / part).glob("[!.]*")}
-    return collected("evd", "evd/1", "homography", lambda stem: _evd_pair(root, stem), sorted(stems))
+    benchmark = collected("evd", "evd/2", "homography", lambda stem: _evd_pair(root, stem), sorted(stems))
+    return replace(benchmark, auc_at=(), maa_px=EVD_THRESHOLDS_PX)
 
 
 def _evd_pair(root: Path, stem: str) -> EvalPair:
@@ -117,7 +119,9 @@ def load_wxbs(folder: PathLike, *, subset: str = "test") -> Benchmark:
     """Wide baselines of all kinds, v1.1: KIND/NAME/01.png (or .jpg), 02.png and corrs.txt (WxBS, BMVC 2015).
 
     `subset` "test", "val" (the two pairs for tuning) or "all"; the group is the kind, such as WGABS. The pairs are
-    AnnotatedPair, and the task "fundamental": the protocol's number is mAA over WXBS_THRESHOLDS_PX.
+    AnnotatedPair, and the task "fundamental": the protocol's number is mAA over WXBS_THRESHOLDS_PX of
+    `annotation_error`, as in wxbs_benchmark 0.0.4 (`evaluate_Fs`). RoMa and others print the mean over 0 to 10 px
+    alone; published baselines take "opencv-magsac" with 0.25 px.
 
     Raises InputError where nothing can be used.
     """
@@ -130,7 +134,8 @@ def load_wxbs(folder: PathLike, *, subset: str = "test") -> Benchmark:
         for path in sorted(root.glob("[!.]*/[!.]*"))
         if path.is_dir() and (subset == "all" or (path.name in WXBS_VALIDATION) == (subset == "val"))
     ]
-    return collected("wxbs", f"wxbs-1.1/1 {subset}", "fundamental", _wxbs_pair, pairs)
+    benchmark = collected("wxbs", f"wxbs-1.1/1 {subset}", "fundamental", _wxbs_pair, pairs)
+    return replace(benchmark, auc_at=(), maa_px=WXBS_THRESHOLDS_PX)
 
 
 def _wxbs_pair(folder: Path) -> AnnotatedPair:
@@ -150,7 +155,9 @@ def _wxbs_pair(folder: Path) -> AnnotatedPair:
 def annotation_error(fundamental: Floats | None, annotations: Floats) -> Floats:
     """(K,) px: sqrt(d0^2 + d1^2) of the distances of annotated points (K, 4) from their epipolar lines; inf for None.
 
-    What WxBS holds against its thresholds (`symmetrical_epipolar_distance`, not squared).
+    What WxBS holds against its thresholds: kornia's `symmetrical_epipolar_distance`, not squared, in wxbs_benchmark's
+    `fraction_of_gt_corrs_consisent_with_F`. That has 1e-8 more under the root, so nothing is within its 0 px; here what
+    is exact is.
     """
     if fundamental is None:
         return np.full(len(annotations), np.inf)

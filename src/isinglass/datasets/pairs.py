@@ -59,6 +59,8 @@ class Benchmark:
 
     name: str  # "hpatches", "scannet1500", ...
     protocol: str  # name and version of the protocol; results of two protocols are never compared
-    task: str  # "homography" or "pose"
+    task: str  # what solvers estimate: "homography", "pose" or "fundamental"
     pairs: tuple[EvalPair, ...]
     problems: tuple[str, ...] = field(default=())  # what could not be used: each names its file, and the line if any
+    auc_at: tuple[float, ...] | None = None  # where AUC is taken, px or degrees: () = nowhere, None = as of its task
+    maa_px: tuple[float, ...] = ()  # thresholds of mean average accuracy; with any, errors are px of the stored images

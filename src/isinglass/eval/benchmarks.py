@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from isinglass.datasets.homography import load_evd, load_hpatches
+from isinglass.datasets.homography import load_evd, load_hpatches, load_wxbs
 from isinglass.datasets.pairs import Benchmark
 from isinglass.datasets.posed import load_megadepth1500, load_scannet1500, load_superglue_pairs
 from isinglass.datasets.synthetic import rotation_sweep, scale_sweep, synthetic_homographies
@@ -20,6 +20,7 @@ SCALE_FACTORS = (1.0, 1.5, 2.0, 3.0, 4.0)
 LOADERS: dict[str, Callable[[Path, Path], Benchmark]] = {
     "hpatches": lambda data, cache: load_hpatches(data),
     "evd": lambda data, cache: load_evd(data),
+    "wxbs": lambda data, cache: load_wxbs(data),
     "megadepth1500": lambda data, cache: load_megadepth1500(data),
     "scannet1500": lambda data, cache: load_scannet1500(data),
     "pairs": lambda data, cache: load_superglue_pairs(data),

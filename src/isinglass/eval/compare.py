@@ -15,11 +15,12 @@ from isinglass.errors import InputError
 from isinglass.eval import series
 from isinglass.eval.figures import error_curve, error_scatter
 from isinglass.eval.page import Column, chart_grid, details, escape, facts, heading, table, write_page
-from isinglass.eval.pictures import picture
+from isinglass.eval.pictures import colours, picture
 from isinglass.eval.runs import Run
-from isinglass.metrics import auc, bootstrap_interval
+from isinglass.metrics import bootstrap_interval
 
 Statistic = Callable[[NDArray[Any]], float]
+Choice = Callable[[Run, str], float | None]  # of a solver's threshold, px
 
 _PER_PAIR: tuple[tuple[str, str, float, Statistic], ...] = (  # array, what is said of it, its scale, the statistic
     ("precision", "precision, %", 100, np.nanmean),
@@ -35,9 +36,9 @@ _NEITHER_IS_BETTER = ("matches",)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """One metric of both runs on their common pairs. AUCs and shares are in percent."""
+    """One metric of both runs on their common pairs. AUCs, mAA and shares are in percent."""
 
-    metric: str  # "AUC@5 px"
+    metric: str  # "AUC@5 px", "mAA"
     setting: str  # solver and threshold: "poselib, best threshold"; "" where no solver has a part in it
     group: str
     num_pairs: int
@@ -76,6 +77,8 @@ class PairDifference:
     error_b: float
     correct_a: int  # right matches; -1 where they were not counted
     correct_b: int
+    accuracy_a: float | None = None  # the pair's part in mAA, in [0, 1]; None in runs without
+    accuracy_b: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -119,7 +122,7 @@ class Comparison:
             numbers = f"{row.num_pairs:>7}{row.a:>9.1f}{row.b:>9.1f}{row.difference:>+9.1f}   {span:<18}"
             lines.append(f"    {name:<{wide}}{numbers}{row.verdict}".rstrip())
         if self.pairs:
-            lines += ["", f"  pairs that differ most (error with {self.solver}, a -> b)"]
+            lines += ["", f"  pairs that differ most (by {_judged_by(self.run_a)} with {self.solver}, a -> b)"]
         lines += [f"    {pair.name}: {_both_errors(pair, self.unit)}" for pair in self.pairs]
         return "\n".join(lines)
 
@@ -128,8 +131,8 @@ def compare(run_a: Run, run_b: Run, *, num_pairs: int = 10, samples: int = 2000)
     """Compare two runs on the pairs that both have; differences are of `run_b` from `run_a`.
 
     Intervals are paired bootstraps of `samples` draws over pairs: what makes a pair hard for both cancels. At the best
-    threshold each run has its own. `num_pairs` of the pairs that differ most are named: by error, up to the largest
-    AUC threshold, with the solver that does best; then by number of right matches.
+    threshold each run has its own. `num_pairs` of the pairs that differ most are named, with the solver that does best:
+    by error, up to the largest AUC threshold, or by their part in mAA; then by number of right matches.
 
     Raises InputError where the runs are of two benchmarks or protocols, or have no pair in common.
     """
@@ -148,7 +151,7 @@ def compare(run_a: Run, run_b: Run, *, num_pairs: int = 10, samples: int = 2000)
         )
     both = _Both(run_a, run_b, index_a, index_b)
     solver = series.best_solver([run_a, run_b])
-    rows = (*_auc_rows(both, samples), *_pair_rows(both, samples))
+    rows = (*_accuracy_rows(both, samples), *_pair_rows(both, samples))
     return Comparison(
         label_a=run_a.info["label"],
         label_b=run_b.info["label"],
@@ -184,10 +187,8 @@ def write_comparison(comparison: Comparison, path: Path | str, *, num_pictures: 
     if c.solver is not None:
         parts.append(chart_grid([error_curve([c.run_a, c.run_b]), error_scatter(c.run_a, c.run_b, c.solver)]))
     parts.append('<h3 class="part">Pairs that differ most</h3>')
-    parts.append(
-        f'<p class="note">{escape(f"By error with {c.solver}, each run at its best threshold. ")}'
-        "Green and solid: right matches; red and dashed: wrong ones.</p>"
-    )
+    note = f"By {_judged_by(c.run_a)} with {c.solver}, each run at its best threshold. {colours(c.run_a)}"
+    parts.append(f'<p class="note">{escape(note)}</p>')
     parts += [_beside(c, pair) for pair in c.pairs[:num_pictures]]
     runs = [(name, run.path.name) for name, run in ((c.label_a, c.run_a), (c.label_b, c.run_b))]
     parts.append(f"<footer>{facts(runs)}</footer>")
@@ -206,19 +207,18 @@ class _Both:
     index_a: NDArray[np.int64]
     index_b: NDArray[np.int64]
 
-    def errors(self, solver: str, choose: Callable[[Run, str], float | None]) -> list[NDArray[np.float64]] | None:
-        """(P,) of each run, with the threshold that `choose` takes for it; None where one has none."""
-        found = [series.errors(run, solver, choose(run, solver)) for run in (self.run_a, self.run_b)]
-        if found[0] is None or found[1] is None:
-            return None
-        return [found[0][self.index_a], found[1][self.index_b]]
+    def of_each(self, values: Callable[[Run], NDArray[np.float64] | None]) -> list[NDArray[np.float64]] | None:
+        """(P,) of each run, what `values` takes from it on the common pairs; None where one has none."""
+        found_a, found_b = values(self.run_a), values(self.run_b)
+        return None if found_a is None or found_b is None else [found_a[self.index_a], found_b[self.index_b]]
+
+    def at(self, solver: str, choose: Choice, metric: str) -> list[NDArray[np.float64]] | None:
+        """(P,) of each run, what the metric is made from, with the threshold that `choose` takes for the run."""
+        return self.of_each(lambda run: series.metric_values(run, solver, choose(run, solver), metric))
 
     def column(self, name: str) -> list[NDArray[np.float64]] | None:
         """(P,) of each run; None where one has none."""
-        found = [series.column(run, name) for run in (self.run_a, self.run_b)]
-        if found[0] is None or found[1] is None:
-            return None
-        return [found[0][self.index_a], found[1][self.index_b]]
+        return self.of_each(lambda run: series.column(run, name))
 
     def groups(self) -> list[tuple[str, NDArray[np.bool_]]]:
         """All pairs, and each group where there are several."""
@@ -227,29 +227,29 @@ class _Both:
         return [(series.ALL, np.ones(len(of_pair), dtype=bool)), *((name, of_pair == name) for name in names)]
 
 
-def _auc_rows(both: _Both, samples: int) -> Iterator[Difference]:
-    limits, unit = series.auc_thresholds(both.run_a), series.unit(both.run_a)
+def _accuracy_rows(both: _Both, samples: int) -> Iterator[Difference]:
+    metrics = series.accuracy_metrics(both.run_a)
     for solver in series.solvers([both.run_a, both.run_b]):
-        for said, values in _at_thresholds(both, solver):
+        for said, choose in _thresholds(both, solver):
             for group, inside in both.groups() if said.startswith("best") else both.groups()[:1]:
-                for limit in limits if group == series.ALL else limits[-1:]:
-                    if inside.any():
+                for metric in metrics if group == series.ALL else metrics[-1:]:
+                    values = both.at(solver, choose, metric)
+                    if values is not None and inside.any():
                         row = (values[0][inside], values[1][inside])
-                        named = (f"AUC@{limit:g}{unit}", f"{solver}, {said}", group)
-                        yield _difference(named, row, 100, lambda one, at=limit: auc(one, [at])[0], samples)
+                        named = (series.metric_name(both.run_a, metric), f"{solver}, {said}", group)
+                        yield _difference(named, row, 100, series.metric_of(metric), samples)
 
 
-def _at_thresholds(both: _Both, solver: str) -> Iterator[tuple[str, list[NDArray[np.float64]]]]:
-    """The errors at each run's best threshold; those at the fixed one where that is another, the same for both."""
+def _thresholds(both: _Both, solver: str) -> Iterator[tuple[str, Choice]]:
+    """Each run's best threshold; the fixed one where that is another, the same for both."""
     best, fixed = (
         [choose(run, solver) for run in (both.run_a, both.run_b)]
         for choose in (series.best_threshold, series.fixed_threshold)
     )
-    if (values := both.errors(solver, series.best_threshold)) is not None:
-        yield f"best threshold ({' and '.join(dict.fromkeys(f'{one:g}' for one in best if one))} px)", values
-    values = both.errors(solver, series.fixed_threshold)
-    if values is not None and fixed[0] == fixed[1] and fixed != best:
-        yield f"fixed threshold ({fixed[0]:g} px)", values
+    if None not in best:
+        yield f"best threshold ({' and '.join(dict.fromkeys(f'{one:g}' for one in best))} px)", series.best_threshold
+    if fixed[0] is not None and fixed[0] == fixed[1] and fixed != best:
+        yield f"fixed threshold ({fixed[0]:g} px)", series.fixed_threshold
 
 
 def _pair_rows(both: _Both, samples: int) -> Iterator[Difference]:
@@ -279,13 +279,15 @@ def _difference(
 
 def _most_different(both: _Both, solver: str | None) -> tuple[PairDifference, ...]:
     """All common pairs whose error or number of right matches differs, the largest difference first."""
-    errors = None if solver is None else both.errors(solver, series.best_threshold)
+    if solver is None:
+        return ()
+    errors = both.of_each(lambda run: series.errors(run, solver, series.best_threshold(run, solver)))
+    shares = both.at(solver, series.best_threshold, "maa")
     if errors is None:
         return ()
-    cap = series.auc_thresholds(both.run_a)[-1]  # beyond it an error is as bad as any
-    right = both.column("num_correct")
-    counts = right or [np.full(len(errors[0]), -1.0)] * 2
-    by_error = np.abs(np.minimum(errors[0], cap) - np.minimum(errors[1], cap))
+    cap = series.error_limit(both.run_a) or math.inf  # beyond it an error is as bad as any
+    counts = both.column("num_correct") or [np.full(len(errors[0]), -1.0)] * 2
+    by_error = np.abs(np.subtract(*(shares or [np.minimum(one, cap) for one in errors])))
     by_count = np.abs(counts[0] - counts[1])
     order = [i for i in np.lexsort((-by_count, -by_error)).tolist() if by_error[i] or by_count[i]]
     names, groups = both.run_a.pairs["names"][both.index_a], both.run_a.pairs["groups"][both.index_a]
@@ -297,6 +299,8 @@ def _most_different(both: _Both, solver: str | None) -> tuple[PairDifference, ..
             error_b=float(errors[1][i]),
             correct_a=int(counts[0][i]),
             correct_b=int(counts[1][i]),
+            accuracy_a=None if shares is None else float(shares[0][i]),
+            accuracy_b=None if shares is None else float(shares[1][i]),
         )
         for i in order
     )
@@ -312,8 +316,14 @@ def _counted(c: Comparison) -> str:
 
 def _both_errors(pair: PairDifference, unit: str) -> str:
     a, b = ("failed" if math.isinf(one) else f"{one:.2f}{unit}" for one in (pair.error_a, pair.error_b))
+    shares = pair.accuracy_a, pair.accuracy_b
+    accuracy = "" if None in shares else ", accuracy {:.0%} -> {:.0%}".format(*shares)
     matches = f", {pair.correct_a} -> {pair.correct_b} right matches" if pair.correct_a >= 0 else ""
-    return f"{a} -> {b}{matches}"
+    return f"{a} -> {b}{accuracy}{matches}"
+
+
+def _judged_by(run: Run) -> str:
+    return "part in mAA" if series.main_metric(run) == "maa" else "error"
 
 
 def _finite(value: Any) -> Any:

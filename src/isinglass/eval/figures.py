@@ -34,7 +34,9 @@ def error_curve(runs: Sequence[Run]) -> Chart:
     """Recall against error, up to the largest AUC threshold: the area under it is the AUC (SuperGlue, section 5)."""
     title = "Share of pairs within an error"
     solver, limits = series.best_solver(runs), series.auc_thresholds(runs[0])
-    if solver is None or not limits:
+    if solver is not None and not limits:
+        return Chart(title=title, note=f"Left out: no AUC is taken here, but {series.said_of_maa(runs[0]) or 'mAA'}.")
+    if solver is None:
         return Chart(title=title, note="Left out: the runs share no solver, or none with a best threshold.")
     names = [solver] if len(runs) > 1 else series.solvers(runs)
     unit, keys, lines = series.unit(runs[0]), [], []
@@ -59,23 +61,21 @@ def error_curve(runs: Sequence[Run]) -> Chart:
 
 
 def threshold_sweep(runs: Sequence[Run]) -> Chart:
-    """AUC against the inlier threshold of the solver: how much of a number is the choice of that."""
-    title, limits, unit = "Accuracy against solver threshold", series.auc_thresholds(runs[0]), series.unit(runs[0])
+    """AUC or mAA against the inlier threshold of the solver: how much of a number is the choice of that."""
+    title, metric = "Accuracy against solver threshold", series.main_metric(runs[0])
     solver = series.best_solver(runs)
     names = series.solvers(runs) if len(runs) == 1 else [solver] if solver else []
-    curves = [(run, name, series.solver_thresholds(run, name)) for run in runs for name in names]
+    curves = [] if metric is None else [(run, name, _sweep(run, name, metric)) for run in runs for name in names]
     curves = [curve for curve in curves if len(curve[2]) > 1]
-    if not curves or not limits:
+    if not curves or metric is None:
         return Chart(title=title, note="Left out: every solver was tried at one threshold.")
-    figure, axes = new_axes("inlier threshold, px", f"AUC@{limits[-1]:g}{unit}, %")
+    figure, axes = new_axes("inlier threshold, px", f"{series.metric_name(runs[0], metric)}, %")
     keys = []
-    for number, (run, name, thresholds) in enumerate(curves):
-        values = [series.errors(run, name, threshold) for threshold in thresholds]
-        areas = [100 * auc(one, limits[-1:])[0] for one in values if one is not None]
-        axes.plot(thresholds, areas, **marker_style(number))
-        best = f"{max(areas):.1f} at {thresholds[int(np.argmax(areas))]:g} px"
+    for number, (run, name, swept) in enumerate(curves):
+        axes.plot(list(swept), list(swept.values()), **marker_style(number))
+        best = f"{max(swept.values()):.1f} at {max(swept, key=lambda one: swept[one]):g} px"
         keys.append(Key(text=run.info["label"] if len(runs) > 1 else name, number=number, value=best, kind="marker"))
-    _tick_at(axes, "x", sorted({threshold for _, _, thresholds in curves for threshold in thresholds}))
+    _tick_at(axes, "x", sorted({threshold for _, _, swept in curves for threshold in swept}))
     note = f"Solver: {solver}." if len(runs) > 1 else "One curve a solver; the matches are the same."
     return Chart(title=title, note=f"{note} In bold the best.", figure=figure, keys=tuple(keys))
 
@@ -106,18 +106,17 @@ def precision_curve(runs: Sequence[Run]) -> Chart:
 
 
 def time_against_accuracy(runs: Sequence[Run]) -> Chart:
-    """AUC against time (LightGlue, figure 1); runs that differ in adaptive settings alone are joined."""
-    title, solver, limits = "Accuracy against time", series.best_solver(runs), series.auc_thresholds(runs[0])
+    """AUC or mAA against time (LightGlue, figure 1); runs that differ in adaptive settings alone are joined."""
+    title, solver, metric = "Accuracy against time", series.best_solver(runs), series.main_metric(runs[0])
     points = [(run, series.match_ms(run)) for run in runs]
     points = [(run, ms) for run, ms in points if math.isfinite(ms)]
-    if solver is None or not limits or len(points) < 2:
+    if solver is None or metric is None or len(points) < 2:
         return Chart(title=title, note="Left out: it takes two or more runs with times and a solver in common.")
     families: dict[object, list[tuple[float, float, Run]]] = {}
     for run, ms in points:
         key = series.family(run, swept=series.ADAPTIVE)
-        families.setdefault(key, []).append((ms, 100 * series.best_auc(run, solver), run))
-    unit = series.unit(runs[0])
-    figure, axes = new_axes("time to match a pair, ms (median)", f"AUC@{limits[-1]:g}{unit}, %")
+        families.setdefault(key, []).append((ms, 100 * series.best_accuracy(run, solver, metric), run))
+    figure, axes = new_axes("time to match a pair, ms (median)", f"{series.metric_name(runs[0], metric)}, %")
     keys = []
     for number, members in enumerate(families.values()):
         members.sort(key=lambda one: one[0])
@@ -188,12 +187,12 @@ def calibration(runs: Sequence[Run]) -> Chart:
 
 def error_scatter(run_a: Run, run_b: Run, solver: str) -> Chart:
     """The errors of every common pair in two runs; failed pairs lie on the edges."""
-    title, limits, unit = "Every pair", series.auc_thresholds(run_a), series.unit(run_a)
+    title, limit, unit = "Every pair", series.error_limit(run_a), series.unit(run_a)
     found = [series.errors(run, solver, series.best_threshold(run, solver)) for run in (run_a, run_b)]
     _, *index = np.intersect1d(run_a.pairs["names"], run_b.pairs["names"], return_indices=True)
-    if found[0] is None or found[1] is None or not limits:
+    if found[0] is None or found[1] is None or limit is None:
         return Chart(title=title, note=f"Left out: no errors with {solver} at a best threshold.")
-    low, high = limits[-1] / 500, limits[-1] * 4
+    low, high = limit / 500, limit * 4
     a, b = np.clip(found[0][index[0]], low, high), np.clip(found[1][index[1]], low, high)
     label = "degrees" if unit == "°" else unit.strip()
     figure, axes = new_axes(f"error of {run_a.info['label']}, {label}", f"error of {run_b.info['label']}, {label}")
@@ -256,6 +255,12 @@ def _recall(values: np.ndarray, limit: float) -> tuple[np.ndarray, np.ndarray]:
     error = np.concatenate([[0.0], below, [limit]])
     recall = np.append(np.arange(len(below) + 1), len(below)) / len(values)
     return error, recall
+
+
+def _sweep(run: Run, solver: str, metric: str) -> dict[float, float]:
+    """The metric in percent by the solver's threshold in px."""
+    values = {at: series.metric_values(run, solver, at, metric) for at in series.solver_thresholds(run, solver)}
+    return {at: 100 * series.metric_of(metric)(one) for at, one in values.items() if one is not None}
 
 
 def _swept_text(run: Run, members: Sequence[Run]) -> str:

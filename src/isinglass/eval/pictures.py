@@ -70,6 +70,14 @@ def picture(run: Run, pair: int) -> Picture:
     return Picture(caption=counted, jpeg=_jpeg_of_axes(figure))
 
 
+def colours(run: Run) -> str:
+    """What the lines of its pictures mean, in a sentence."""
+    correct = run.pairs.get("match_correct")
+    if correct is None or not (correct >= 0).any():
+        return "Blue: matches; which of them are right is not known."
+    return "Green and solid: right matches; red and dashed: wrong ones."
+
+
 def _matches_file(run: Run, pair: int) -> Path:
     files = run.pairs.get("prediction")
     if files is None or not str(files[pair]) or "images" not in run.info:

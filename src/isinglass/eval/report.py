@@ -15,9 +15,9 @@ from isinglass.errors import InputError
 from isinglass.eval import series
 from isinglass.eval.figures import charts
 from isinglass.eval.page import Column, Value, chart_grid, details, escape, facts, heading, table, write_page
-from isinglass.eval.pictures import picture
+from isinglass.eval.pictures import colours, picture
 from isinglass.eval.runs import Run
-from isinglass.metrics import auc, bootstrap_interval, expected_calibration_error
+from isinglass.metrics import bootstrap_interval, expected_calibration_error
 
 MAX_PICTURES = 24  # a report; about 80 kB each
 _PICTURES_OF_A_RUN = 6
@@ -86,6 +86,7 @@ def _section(runs: Sequence[Run], num_pictures: int) -> str:
     if problems:
         lines = "".join(f"<li>{escape(problem)}</li>" for problem in problems)
         parts.append(details(f"{len(problems)} things could not be used", f"<ul>{lines}</ul>"))
+    parts += [f"<p>{escape(run.info['label'])}: {escape(line)}</p>" for run in runs for line in series.leak_lines(run)]
     parts.append(_accuracy(runs))
     if groups := series.groups(runs):
         parts.append(details("By group, at the best threshold", _by_group(runs, groups, best=True), is_open=True))
@@ -97,14 +98,15 @@ def _section(runs: Sequence[Run], num_pictures: int) -> str:
 
 def _headline(runs: Sequence[Run]) -> str:
     """The best of all runs and solvers, in a sentence."""
-    tried = [(series.best_auc(run, solver), run, solver) for run in runs for solver in run.info["solvers"]]
+    metric = series.main_metric(runs[0])
+    tried = [(series.best_accuracy(run, solver, metric), run, solver) for run, solver in _rows(runs)]
     tried = [one for one in tried if math.isfinite(one[0])]
-    if not tried:
+    if not tried or metric is None:
         return ""
-    area, run, solver = max(tried, key=lambda one: one[0])
-    limit = f"{series.auc_thresholds(run)[-1]:g}{series.unit(run)}"
+    best, run, solver = max(tried, key=lambda one: one[0])
     who = f"{run.info['label']} with {solver}" if len(runs) > 1 else solver
-    return f"Best is {who} at {series.best_threshold(run, solver):g} px: AUC@{limit} {100 * area:.1f}."
+    name, at_px = series.metric_name(run, metric), series.best_threshold(run, solver)
+    return f"Best is {who} at {at_px:g} px: {name} {100 * best:.1f}."
 
 
 def _rows(runs: Sequence[Run]) -> list[tuple[Run, str]]:
@@ -140,21 +142,27 @@ def _auc_columns(
 
 
 def _accuracy(runs: Sequence[Run]) -> str:
-    """Every run and solver at its best and at the fixed threshold, with an interval for the last AUC."""
+    """Every run and solver at its best and at the fixed threshold, with an interval for the last metric."""
     rows = _rows(runs)
     best = [series.best_threshold(run, solver) for run, solver in rows]
     fixed = [series.fixed_threshold(run, solver) for run, solver in rows]
-    over, fixed_over = "AUC at the best threshold", "AUC at the fixed threshold"
-    intervals = [_interval(run, solver, at) for (run, solver), at in zip(rows, best, strict=True)]
+    what, metric = _what(runs[0]), series.main_metric(runs[0])
+    over, fixed_over = f"{what} at the best threshold", f"{what} at the fixed threshold"
+    intervals = [_interval(run, solver, at, metric) for (run, solver), at in zip(rows, best, strict=True)]
     columns = [*_who(rows), _px(best, over), *_auc_columns(rows, best, over)]
     columns.append(Column(head="95 % interval", values=intervals, numeric=True, over=over))
     columns += [_px(fixed, fixed_over)]
     columns += _auc_columns(rows, fixed, fixed_over)
+    numbers = " and ".join(filter(None, ("AUC" if what == "AUC" else "", series.said_of_maa(runs[0]))))
     note = (
-        "AUC times 100. The best threshold was chosen on these very pairs, so it flatters; the interval is a bootstrap "
-        "over pairs, of the last AUC before it."
+        f"{numbers}, times 100. The best threshold was chosen on these very pairs, so it "
+        "flatters; the interval is a bootstrap over pairs, of the last number before it."
     )
     return f'<h3 class="part">Accuracy</h3>{table(columns, sections=_labels(rows))}<p class="note">{note}</p>'
+
+
+def _what(run: Run) -> str:
+    return "AUC" if series.auc_thresholds(run) else "Accuracy"
 
 
 def _px(thresholds: Sequence[float | None], over: str) -> Column:
@@ -162,11 +170,11 @@ def _px(thresholds: Sequence[float | None], over: str) -> Column:
     return Column(head="px", values=values, numeric=True, over=over)
 
 
-def _interval(run: Run, solver: str, threshold_px: float | None) -> str | None:
-    values, limits = series.errors(run, solver, threshold_px), series.auc_thresholds(run)
-    if values is None or not len(values) or not limits:
+def _interval(run: Run, solver: str, threshold_px: float | None, metric: str | None) -> str | None:
+    values = None if metric is None else series.metric_values(run, solver, threshold_px, metric)
+    if values is None or metric is None or not len(values):
         return None
-    low, high = bootstrap_interval(values, None, lambda drawn: auc(drawn, limits[-1:])[0], _SAMPLES)
+    low, high = bootstrap_interval(values, None, series.metric_of(metric), _SAMPLES)
     return f"{100 * low:.1f}–{100 * high:.1f}"
 
 
@@ -179,7 +187,7 @@ def _by_group(runs: Sequence[Run], groups: Sequence[str], *, best: bool) -> str:
         counts = {
             row["num_pairs"] for run in runs for row in run.info["tables"] if row["group"] == group
         }  # alike, but for pairs that a run could not use
-        over = f"AUC, {group}, {' or '.join(map(str, sorted(counts)))} pairs"
+        over = f"{_what(runs[0])}, {group}, {' or '.join(map(str, sorted(counts)))} pairs"
         of_group = _auc_columns(rows, thresholds, over, group)
         columns += of_group if len(groups) <= 3 else of_group[-1:]
     return table(columns, sections=_labels(rows))
@@ -248,7 +256,7 @@ def _worst(runs: Sequence[Run], count: int) -> str:
             whose = f'<p class="note">{escape(run.info["label"])}</p>' if len(runs) > 1 else ""
             drawn = picture(run, pair).html(alt=f"Matches of {name}")
             shown.append(f"<section><h4>{escape(text)}</h4>{whose}{drawn}</section>")
-    note = f"By error with {solver} at its best threshold. Green and solid: right matches; red and dashed: wrong ones."
+    note = f"By error with {solver} at its best threshold. {colours(runs[0])}"
     return (
         f'<h3 class="part">Worst pairs</h3><p class="note">{escape(note)}</p><div class="pairs">{"".join(shown)}</div>'
     )

@@ -29,11 +29,13 @@ PACKAGES = ("isinglass", "torch", "numpy", "pillow", "opencv-python-headless", "
 class Run:
     """What was measured.
 
-    info    as the JSON: benchmark (name, protocol, task, num_pairs, problems), label, options, extractor, matcher,
-            weights, solvers, thresholds_px, fixed_threshold_px, seed, versions, machine, timings_ms, tables, best
+    info    as the JSON: benchmark (name, protocol, task, auc_at, maa_px, num_pairs, problems), label, options,
+            extractor, matcher, weights, solvers, thresholds_px, fixed_threshold_px, seed, versions, machine,
+            timings_ms, tables, best
     pairs   arrays by name, of one entry a pair in the order of "names": groups, num_keypoints0/1, num_matches,
-            num_correct, precision, stop_layer, match_ms, extract_ms, error__<solver>__<threshold>; and flat ones of
-            one entry a match: match_scores, match_correct (1, 0, or -1 = not known), match_pair
+            num_correct, precision, stop_layer, match_ms, extract_ms, error__<solver>__<threshold>, and with maa_px
+            accuracy__<solver>__<threshold> in [0, 1]; flat ones of one entry a match: match_scores, match_correct (1,
+            0, or -1 = not known), match_pair
     path    of the JSON
     """
 

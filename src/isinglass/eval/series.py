@@ -1,12 +1,13 @@
 """The numbers that reports and comparisons draw from runs. Numbers in, numbers out: no figures, no text for people.
 
-Errors are px (mean of the four corners) or degrees (the larger one of rotation and translation), inf = failed.
+Errors are px or degrees, inf = failed; `isinglass.eval.evaluate` says of what. A metric is named as in a run's tables:
+"auc@5", or "maa", which is the mean over pairs of their accuracies in [0, 1].
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,12 +62,22 @@ def best_threshold(run: Run, solver: str) -> float | None:
 
 def errors(run: Run, solver: str, threshold_px: float | None) -> Floats | None:
     """(P,) in the order of the pairs' names; None where the solver was not tried at that threshold."""
-    prefix = f"error__{solver}__"
+    values = _at_threshold(run, f"error__{solver}__", threshold_px)
+    return None if values is None else np.where(np.isnan(values), np.inf, values)
+
+
+def accuracies(run: Run, solver: str, threshold_px: float | None) -> Floats | None:
+    """(P,) in [0, 1]: of each pair the share of thresholds within; None where there are none, or not at that one."""
+    values = _at_threshold(run, f"accuracy__{solver}__", threshold_px)
+    return None if values is None else np.nan_to_num(values)
+
+
+def _at_threshold(run: Run, prefix: str, threshold_px: float | None) -> Floats | None:
     for name, values in run.pairs.items():
         if threshold_px is None or not name.startswith(prefix):
             continue
         if math.isclose(float(name.removeprefix(prefix)), threshold_px):
-            return np.where(np.isnan(values), np.inf, values).astype(np.float64)
+            return values.astype(np.float64)
     return None
 
 
@@ -82,15 +93,69 @@ def accuracy_metrics(run: Run) -> list[str]:
     return [f"auc@{limit:g}" for limit in auc_thresholds(run)] + [name for name in names if name.startswith("maa")]
 
 
-def best_auc(run: Run, solver: str) -> float:
-    """At the largest AUC threshold, with the solver's best threshold; NaN where that is not known."""
-    values, limits = errors(run, solver, best_threshold(run, solver)), auc_thresholds(run)
-    return auc(values, limits[-1:])[0] if values is not None and len(values) and limits else math.nan
+def main_metric(run: Run) -> str | None:
+    """The last of `accuracy_metrics`: mAA, or the AUC at the largest threshold; None where there is neither."""
+    metrics = accuracy_metrics(run)
+    return metrics[-1] if metrics else None
+
+
+def metric_name(run: Run, metric: str) -> str:
+    """For people: "AUC@5 px", "mAA"."""
+    return f"AUC{metric.removeprefix('auc')}{unit(run)}" if metric.startswith("auc@") else metric.replace("maa", "mAA")
+
+
+def said_of_maa(run: Run) -> str:
+    """What mAA is in this run: "mAA over 10 thresholds from 1 to 20 px"; "" without."""
+    thresholds = run.info["benchmark"].get("maa_px")
+    if not thresholds:
+        return ""
+    return f"mAA over {len(thresholds)} thresholds from {min(thresholds):g} to {max(thresholds):g}{unit(run)}"
+
+
+def leak_lines(run: Run) -> list[str]:
+    """What the leak check found, for people; nothing where it was not asked for."""
+    leaks = run.info.get("leaks")
+    if leaks is None:
+        return []
+    if not leaks:
+        return ["leak check: no image that the weights were trained on is among the images"]
+    return [
+        f"LEAK: {leak['evaluation']} is {leak['training']}, which the weights were trained on (same {leak['reason']})"
+        for leak in leaks
+    ]
+
+
+def error_limit(run: Run) -> float | None:
+    """px or degrees beyond which an error is as bad as any: the largest threshold of AUC or else of mAA."""
+    return max([*auc_thresholds(run)] or run.info["benchmark"].get("maa_px") or [], default=None)
+
+
+def metric_values(run: Run, solver: str, threshold_px: float | None, metric: str) -> Floats | None:
+    """(P,) of what `metric_of` makes the metric; None where the run does not tell."""
+    return (errors if metric.startswith("auc@") else accuracies)(run, solver, threshold_px)
+
+
+def metric_of(metric: str) -> Callable[[Floats], float]:
+    """From `metric_values` (P,) of some pairs, in [0, 1]."""
+    if metric.startswith("auc@"):
+        limit = float(metric.removeprefix("auc@"))
+        return lambda values: auc(values, [limit])[0]
+    return lambda values: float(values.mean()) if len(values) else math.nan
+
+
+def best_accuracy(run: Run, solver: str, metric: str | None) -> float:
+    """The metric at the solver's best threshold; NaN where that is not known."""
+    values = None if metric is None else metric_values(run, solver, best_threshold(run, solver), metric)
+    return metric_of(metric)(values) if metric is not None and values is not None else math.nan
 
 
 def best_solver(runs: Sequence[Run]) -> str | None:
-    """Of the solvers that all runs have, the one with the highest mean AUC: it tells most about the matches."""
-    means = {name: float(np.mean([best_auc(run, name) for run in runs])) for name in solvers(runs)}
+    """Of the solvers that all runs have, the one with the highest mean of the first run's main metric.
+
+    It tells most about the matches.
+    """
+    metric = main_metric(runs[0])
+    means = {name: float(np.mean([best_accuracy(run, name, metric) for run in runs])) for name in solvers(runs)}
     known = {name: mean for name, mean in means.items() if not math.isnan(mean)}
     return max(known, key=lambda name: known[name]) if known else None
 

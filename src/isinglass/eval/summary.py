@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from isinglass.eval import series
 from isinglass.eval.runs import Run
 
 
@@ -9,11 +10,13 @@ def summary(run: Run) -> str:
     """The table of solvers at their best and at the fixed threshold, matches, times, and problems."""
     info, benchmark = run.info, run.info["benchmark"]
     rows = {(row["solver"], row["threshold_px"]): row["metrics"] for row in info["tables"] if row["group"] == "all"}
-    areas = [name for name in next(iter(rows.values())) if name.startswith("auc@")]
+    areas, said = series.accuracy_metrics(run), series.said_of_maa(run)
     lines = [
         f"{benchmark['name']} ({benchmark['protocol']}), {benchmark['num_pairs']} pairs: "
         f"{info['extractor']} + {info['matcher']}",
-        f"  {'solver':<16}{'threshold':>12}" + "".join(f"{name:>9}" for name in areas),
+        f"  {'solver':<16}{'threshold':>12}"
+        + "".join(f"{name.replace('maa', 'mAA'):>9}" for name in areas)
+        + (f"  ({said})" if said else ""),
     ]
     for solver, best in info["best"].items():
         shown = [(best["threshold_px"], "best"), (info["fixed_threshold_px"], "fixed")]
@@ -24,8 +27,10 @@ def summary(run: Run) -> str:
                 lines.append(f"  {solver:<16}{f'{threshold:g} px {why}':>12}{numbers}")
     first = next(iter(rows.values()))
     known = [(name, first[name]) for name in ("precision", "recall", "matching_score") if first[name] is not None]
-    lines.append("  " + ", ".join(f"{name.replace('_', ' ')} {100 * value:.1f}" for name, value in known))
+    told = ", ".join(f"{name.replace('_', ' ')} {100 * value:.1f}" for name, value in known)
+    lines.append(f"  {told or 'which matches are right is not known'}")
     times = ", ".join(f"{stage} {spent['median']:.0f} ms" for stage, spent in info["timings_ms"].items())
     lines.append(f"  {first['num_matches']:.0f} matches a pair; median {times}")
     lines += [f"  not used: {problem}" for problem in benchmark["problems"]]
+    lines += [f"  {line}" for line in series.leak_lines(run)]
     return "\n".join([*lines, f"  written {run.path}"])

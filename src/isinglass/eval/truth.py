@@ -21,7 +21,10 @@ UNMATCHABLE_PX = 5.0  # a keypoint is unmatchable if none is nearer than that; i
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Truth:
-    """Of one pair. `correct` (M,) int8: 1 = right, 0 = wrong, -1 = not known; numbers are NaN where not known."""
+    """Of one pair. `correct` (M,) int8: 1 = right, 0 = wrong, -1 = not known; numbers are NaN where not known.
+
+    Of a pair of WxBS nothing is: annotated points say what a model is worth, not which matches are right.
+    """
 
     correct: NDArray[np.int8]
     precision: float
@@ -44,7 +47,9 @@ def judge(pair: EvalPair, saved: SavedMatches, *, scale: float = 1.0) -> Truth:
         if pair.depth0 is not None and pair.depth1 is not None:
             true_indices = covisible_indices(pair, saved.keypoints0.numpy(), saved.keypoints1.numpy())
     else:
+        unknown = float("nan")
         correct = np.full(len(points0), -1, np.int8)
+        return Truth(correct=correct, precision=unknown, recall=unknown, matching_score=unknown)
     recall = float("nan")
     if true_indices is not None:
         recall = match_counts(saved.matches.indices[0].numpy(), true_indices).recall

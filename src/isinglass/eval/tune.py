@@ -116,9 +116,14 @@ def tune(
 
     A run that was killed goes on where it was. `judge` gives the error of a pair instead of the solver of `search`;
     what it said is kept under its name. Raises InputError where the matcher is no LightGlue, the solver is unknown,
-    too few pairs can be used, or the budget decides nothing.
+    the benchmark has neither homographies nor poses, too few pairs can be used, or the budget decides nothing.
     """
     search = search or Search()
+    if benchmark.task not in AUC_AT:
+        raise InputError(
+            f"{benchmark.name} is of task {benchmark.task!r}; tune takes AUCs of homographies or poses. Tune on a "
+            "benchmark of those, such as hpatches or scannet1500"
+        )
     outcomes = list(progress(measure(benchmark, pipeline, folder, search, judge=judge), len(benchmark.pairs)))
     matcher = _lightglue(pipeline)
     trials, sizes = compare(

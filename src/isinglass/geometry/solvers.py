@@ -25,7 +25,7 @@ from isinglass.geometry.dlt import weighted_dlt
 from isinglass.geometry.robust import RobustResult, checked_points, on_a_line
 from isinglass.geometry.two_view import Floats, epipolar_error, transfer_error
 
-POSE_SOLVERS = ("opencv-ransac", "opencv-magsac", "poselib", "pycolmap")
+POSE_SOLVERS = ("opencv-ransac", "opencv-magsac", "poselib", "pycolmap")  # and for fundamental matrices
 SOLVERS = (*POSE_SOLVERS, "dlt")  # for homographies
 
 _PACKAGES = {  # module: its name for pip, the extra that has it
@@ -104,6 +104,34 @@ def solve_homography(
     return RobustResult(model=model, kind="homography", inliers=inliers, threshold_px=threshold_px, solver=solver)
 
 
+def solve_fundamental(
+    points0: ArrayLike, points1: ArrayLike, solver: str, threshold_px: float, *, seed: int = 0
+) -> RobustResult:
+    """The fundamental matrix that one of `POSE_SOLVERS` finds in matches `points0` and `points1`, both (M, 2) px.
+
+    `threshold_px` is the greatest epipolar error. Seven matches are enough, though they fit up to three matrices; of a
+    plane, one of the many that fit is given. Deterministic for a `seed`. The model is None for fewer, and where matches
+    are all on a line or in one place.
+
+    Raises InputError as `solve_homography`; MissingExtra without the solver's package.
+    """
+    points = x0_M2, x1_M2 = _checked(points0, points1, solver, POSE_SOLVERS, threshold_px, seed)
+    if solver == "poselib":
+        model = _poselib_fundamental(_package("poselib"), points, threshold_px, seed)
+    elif solver == "pycolmap":
+        model = _pycolmap_fundamental(_package("pycolmap"), points, threshold_px, seed)
+    else:
+        model = _opencv_fundamental(_package("cv2"), _shuffled(points, seed), solver, threshold_px)
+    if model is None or not np.isfinite(model).all() or not model.any():
+        model, inliers = None, np.zeros(len(x0_M2), bool)
+    else:
+        model = model / np.linalg.norm(model)
+        inliers = epipolar_error(model, x0_M2, x1_M2) <= threshold_px
+    if not _determined(x0_M2[inliers], x1_M2[inliers], 7, threshold_px):
+        model, inliers = None, np.zeros_like(inliers)
+    return RobustResult(model=model, kind="fundamental", inliers=inliers, threshold_px=threshold_px, solver=solver)
+
+
 def solve_pose(
     points0: ArrayLike,
     points1: ArrayLike,
@@ -159,6 +187,17 @@ def _opencv_homography(cv2: Any, points: Pair, solver: str, threshold_px: float)
         return None
 
 
+def _opencv_fundamental(cv2: Any, points: Pair, solver: str, threshold_px: float) -> Floats | None:
+    """With wxbs_benchmark's options. Of seven matches there may be several, of which this is the first."""
+    if len(points[0]) < 7:
+        return None
+    try:
+        found = cv2.findFundamentalMat(*points, getattr(cv2, _METHODS[solver]), threshold_px, 0.999, 100_000)[0]
+    except cv2.error:
+        return None
+    return None if found is None else found[:3]
+
+
 def _opencv_pose(cv2: Any, points: Pair, cameras: Pair, solver: str, threshold_px: float) -> Pair | None:
     """As in SuperGlue's `estimate_pose` and glue-factory: calibrated points, the threshold over the mean focal length.
 
@@ -198,6 +237,11 @@ def _poselib_homography(poselib: Any, points: Pair, threshold_px: float, seed: i
     return poselib.estimate_homography(*points, {"max_reproj_error": threshold_px, "seed": seed}, {})[0]
 
 
+def _poselib_fundamental(poselib: Any, points: Pair, threshold_px: float, seed: int) -> Floats | None:
+    model, info = poselib.estimate_fundamental(*points, {"max_epipolar_error": threshold_px, "seed": seed}, {})
+    return model if info["num_inliers"] else None  # without any it is whatever was in memory
+
+
 def _poselib_pose(poselib: Any, points: Pair, cameras: Pair, threshold_px: float, seed: int) -> Pair | None:
     if len(points[0]) < 5:
         return None
@@ -213,6 +257,12 @@ def _pycolmap_homography(pycolmap: Any, points: Pair, threshold_px: float, seed:
     options = pycolmap.RANSACOptions(max_error=threshold_px, random_seed=seed)
     found = pycolmap.estimate_homography_matrix(*points, options)
     return None if found is None else found["H"]
+
+
+def _pycolmap_fundamental(pycolmap: Any, points: Pair, threshold_px: float, seed: int) -> Floats | None:
+    options = pycolmap.RANSACOptions(max_error=threshold_px, random_seed=seed)
+    found = pycolmap.estimate_fundamental_matrix(*points, options)
+    return None if found is None else found["F"]
 
 
 def _pycolmap_pose(pycolmap: Any, points: Pair, cameras: Pair, threshold_px: float, seed: int) -> Pair | None:
