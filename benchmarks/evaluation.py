@@ -1,32 +1,39 @@
 """Measure the pairs of extractor and matcher at hand on real data; write docs/benchmarks.md from the stored runs.
 
     python benchmarks/evaluation.py WORK          # measure what is not yet measured (features and matches go to WORK)
+    python benchmarks/evaluation.py WORK timed    # the same for what needs a quiet machine: run time, tuned thresholds
     python benchmarks/evaluation.py --page        # only write the page again, from results/eval
 
 Needs ../shared/data (or ISINGLASS_SHARED): eval/homography in HPatches layout, eval/redkitchen in SuperGlue's format,
-train/photos for the rotation sweep.
+train/photos for the rotation sweep and, with train/hololens, for calibration.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import evaluation_page
 import numpy as np
 
 from isinglass.datasets.homography import load_hpatches
+from isinglass.datasets.leak import leak_report
 from isinglass.datasets.posed import load_superglue_pairs
-from isinglass.datasets.synthetic import rotation_sweep
-from isinglass.eval.evaluate import AUC_AT, SOLVERS, Protocol, evaluate
+from isinglass.datasets.synthetic import rotation_sweep, synthetic_homographies
+from isinglass.eval.calibration import fit_calibrations, write_calibrations
+from isinglass.eval.evaluate import SOLVERS, Protocol, evaluate
 from isinglass.eval.runs import load_run, save_run
-from isinglass.metrics import auc, bootstrap_interval
+from isinglass.eval.tune import Search, tune
 from isinglass.pipeline import Pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("ISINGLASS_SHARED") or ROOT.parent / "shared")
 RESULTS = ROOT / "benchmarks/results/eval"
-PAGE = ROOT / "docs/benchmarks.md"
+CALIBRATIONS = ROOT / "src/isinglass/weights/calibrations.json"
 
 CONFIGURATIONS = {  # label -> options of isinglass.Pipeline
     "aliked-lightglue-full": {"adaptive": False},
@@ -40,9 +47,19 @@ SETTINGS = {  # benchmark -> options of all configurations; as the papers: 1024 
     "homography": {"resize": 480, "resize_side": "short", "max_keypoints": 1024},
     "redkitchen": {"resize": 640, "max_keypoints": 1024},
     "rotation": {"resize": 480, "max_keypoints": 512},
+    "synthetic": {"resize": None, "max_keypoints": 1024},
+    "hololens": {"resize": 640, "max_keypoints": 1024},
 }
+CALIBRATED = ("aliked-lightglue", "disk-lightglue", "xfeat-lighterglue")
+CALIBRATED_ON = ("synthetic", "hololens")  # training data: no image of it is in another benchmark here
+TIMED = ("aliked-lightglue-full", "aliked-lightglue", "disk-lightglue", "xfeat-lighterglue", "aliked-nn")
+KEYPOINTS = (256, 512, 1024, 2048, 4096)
+TIMED_PAIRS_EACH = 4  # every fourth pair of the homographies
 ROTATION_PHOTOS = 8
 ROTATION_STEP_DEG = 30
+SYNTHETIC_PAIRS = 150
+HOLOLENS_PAIRS = 150
+HOLOLENS_FRAMES_APART = (5, 60)  # from nearly all in common to nearly nothing
 
 
 def load(name, work):
@@ -51,142 +68,90 @@ def load(name, work):
         return load_hpatches(SHARED / "data/eval/homography", name="homography")
     if name == "redkitchen":
         return load_superglue_pairs(SHARED / "data/eval/redkitchen/pairs_with_gt.txt", name="redkitchen")
+    if name == "hololens":
+        return load_superglue_pairs(hololens_list(work), SHARED / "data/train/hololens/images", name="hololens")
     photos = sorted((SHARED / "data/train/photos").iterdir())
+    if name == "synthetic":
+        chosen = photos[:: len(photos) // SYNTHETIC_PAIRS][:SYNTHETIC_PAIRS]
+        return synthetic_homographies(chosen, SYNTHETIC_PAIRS, 0, work / "synthetic")
     chosen = photos[:: len(photos) // ROTATION_PHOTOS][:ROTATION_PHOTOS]
     return rotation_sweep(chosen, ROTATION_STEP_DEG, work / "sweep")
 
 
-def measure(work):
-    """All runs that are not stored yet."""
+def hololens_list(work):
+    """Pairs of the training frames with their poses, as a list in SuperGlue's format."""
+    folder = SHARED / "data/train/hololens"
+    rows = [line.split() for line in (folder / "poses.txt").read_text().splitlines()]
+    poses = {row[0]: np.array(row[1:], float).reshape(4, 4) for row in rows}  # camera to world
+    camera = " ".join((folder / "K.txt").read_text().split())
+    rng, names, lines = np.random.default_rng(0), sorted(poses), []
+    for first in np.linspace(0, len(names) - 1 - HOLOLENS_FRAMES_APART[1], HOLOLENS_PAIRS).astype(int):
+        name0, name1 = names[first], names[first + int(rng.integers(*HOLOLENS_FRAMES_APART))]
+        pose = " ".join(f"{value:.9g}" for value in (np.linalg.inv(poses[name1]) @ poses[name0]).ravel())
+        lines.append(f"{name0}.webp {name1}.webp 0 0 {camera} {camera} {pose}")
+    file = work / "hololens/pairs_with_gt.txt"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("\n".join(lines) + "\n")
+    return file
+
+
+def measure(name, label, benchmark, work, options, **protocol):
+    """One run, unless it is stored."""
+    kept = RESULTS / name / f"{label}.json"
+    if kept.is_file():
+        return
+    run = evaluate(benchmark, Pipeline(**options), work / benchmark.name, label=label, protocol=Protocol(**protocol))
+    info = {key: value for key, value in run.info.items() if key != "images"}  # paths of this machine
+    save_run(kept, info, {key: value for key, value in run.pairs.items() if key != "prediction"})
+    print(f"{name} {label}: {run.info['benchmark']['num_pairs']} pairs", flush=True)
+
+
+def measure_accuracy(work):
+    """All configurations on all benchmarks, and what calibration is fitted on."""
     for name, settings in SETTINGS.items():
-        benchmark = load(name, work)
+        benchmark, training = load(name, work), name in CALIBRATED_ON
+        solvers = ("poselib",) if training or name == "rotation" else SOLVERS[benchmark.task]
         for label, options in CONFIGURATIONS.items():
-            kept = RESULTS / name / f"{label}.json"
-            if kept.is_file():
-                continue
-            solvers = ("poselib",) if name == "rotation" else SOLVERS[benchmark.task]
-            pipeline = Pipeline(**settings, **options)
-            run = evaluate(benchmark, pipeline, work / name, label=label, protocol=Protocol(solvers=solvers))
-            info = {key: value for key, value in run.info.items() if key != "images"}  # paths of this machine
-            save_run(kept, info, {key: value for key, value in run.pairs.items() if key != "prediction"})
-            print(f"{name} {label}: {run.info['benchmark']['num_pairs']} pairs", flush=True)
+            if not training or label in CALIBRATED:
+                measure(name, label, benchmark, work, {**settings, **options}, solvers=solvers)
+    for name in ("homography", "redkitchen"):
+        benchmark = load(name, work)
+        for folder in ("photos", "hololens/images"):
+            if leaks := leak_report(SHARED / "data/train" / folder, benchmark):
+                sys.exit(f"training images are among the images of {name}: {leaks}")
+    runs = [load_run(RESULTS / name / f"{label}.json") for name in CALIBRATED_ON for label in CALIBRATED]
+    write_calibrations(CALIBRATIONS, fit_calibrations(runs))
 
 
-def runs(name):
-    """The stored runs of a benchmark, in the order of CONFIGURATIONS."""
-    paths = [RESULTS / name / f"{label}.json" for label in CONFIGURATIONS]
-    return [load_run(path) for path in paths if path.is_file()]
-
-
-def solver_table(name):
-    """A row a run and solver: AUC at the best threshold with intervals, at the fixed one, precision and recall."""
-    found = runs(name)
-    if not found:
-        return "Not measured yet.\n"
-    at = AUC_AT[found[0].info["benchmark"]["task"]]
-    unit = "px" if found[0].info["benchmark"]["task"] == "homography" else "deg"
-    titles = ["features and matcher", "solver", "best threshold"]
-    titles += [f"AUC@{x} {unit} (95 %)" for x in at] + [f"at {found[0].info['fixed_threshold_px']:g} px"]
-    lines = [titles, ["---"] * len(titles)]
-    for run in found:
-        for solver, best in run.info["best"].items():
-            errors = run.pairs[f"error__{solver}__{best['threshold_px']:g}"]
-            cells = [run.info["label"], solver, f"{best['threshold_px']:g} px"]
-            for x in at:
-                low, high = bootstrap_interval(errors, None, lambda values, x=x: auc(values, [x])[0])
-                cells.append(f"{100 * best['metrics'][f'auc@{x}']:.1f} ({100 * low:.1f} to {100 * high:.1f})")
-            fixed = run.pairs[f"error__{solver}__{run.info['fixed_threshold_px']:g}"]
-            cells.append(" / ".join(f"{100 * area:.1f}" for area in auc(fixed, at)))
-            lines.append(cells)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def match_table(name):
-    """A row a run: what does not depend on a solver."""
-    titles = ["features and matcher", "matches", "precision", "recall", "stop layer"]
-    lines = [titles, ["---"] * len(titles)]
-    for run in runs(name):
-        pairs = run.pairs
-        recall = np.nanmean(pairs["recall"]) if np.isfinite(pairs["recall"]).any() else np.nan
-        layers = pairs["stop_layer"][pairs["stop_layer"] > 0]
-        lines.append(
-            [
-                run.info["label"],
-                f"{pairs['num_matches'].mean():.0f}",
-                f"{100 * np.nanmean(pairs['precision']):.1f}",
-                "-" if np.isnan(recall) else f"{100 * recall:.1f}",
-                f"{layers.mean():.1f}" if len(layers) else "-",
-            ]
-        )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def rotation_table():
-    """Share of right matches and of photos whose homography is found, by angle."""
-    found = runs("rotation")
-    if not found:
-        return "Not measured yet.\n"
-    angles = sorted(set(found[0].pairs["groups"].tolist()), key=float)
-    lines = [["features and matcher", *(f"{float(angle):g}" for angle in angles)], ["---"] * (1 + len(angles))]
-    for run in found:
-        key = next(key for key in run.pairs if key.startswith("error__poselib__3"))
-        cells = [run.info["label"]]
-        for angle in angles:
-            inside = run.pairs["groups"] == angle
-            cells.append(f"{100 * np.mean(run.pairs[key][inside] < 3):.0f}")
-        lines.append(cells)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def page():
-    """docs/benchmarks.md."""
-    first = next(iter(runs("homography") or runs("redkitchen")))
-    machine, versions = first.info["machine"], first.info["versions"]
-    made = ", ".join(f"{name} {number}" for name, number in versions.items())
-    return f"""# Benchmarks
-
-Written by `python benchmarks/evaluation.py` from `benchmarks/results/eval`; do not edit. Made on {machine["cpu"]},
-{machine["cores"]} cores, with {made}. Times are in the runs, but the machine was busy with other work: they are not
-shown here.
-
-The data sets are small: read the intervals (95 %, bootstrap over pairs, which share images, so they are somewhat too
-narrow). The best threshold of each solver is chosen on the same pairs; the last column is at a threshold fixed
-beforehand. Thresholds and errors of homographies are px of images with a short side of 480, as in LightGlue's table.
-
-## Homographies: 35 sequences, {first.info["benchmark"]["num_pairs"]} pairs
-
-EVD (15 pairs), homogr (16), Oxford graf and boat, HPatches v_churchill and v_dogman; short side 480, 1024 keypoints.
-
-{match_table("homography")}
-
-{solver_table("homography")}
-
-## Poses: 7-Scenes RedKitchen, 120 pairs
-
-640 x 480, 1024 keypoints, 25 to 75 % overlap. Precision: SuperGlue's epipolar distance under 5e-4. Read it with care:
-the calibration given with these frames (focal length 585 px) seems to be that of the depth camera; with 500 to 525 px
-twice as many matches agree with the poses. Errors of poses are compared between rows under the same wrong focal length.
-
-{match_table("redkitchen")}
-
-{solver_table("redkitchen")}
-
-## Turned images
-
-{ROTATION_PHOTOS} photos against themselves turned by so many degrees, counter-clockwise; 512 keypoints, long side 480.
-Share (%) of photos whose homography PoseLib finds to 3 px at the corners, threshold 3 px.
-
-{rotation_table()}
-"""
+def measure_times(work):
+    """Run time against keypoints on some pairs, and the thresholds that `isinglass tune` finds on all of them."""
+    whole = load("homography", work)
+    some = replace(whole, name="runtime", pairs=whole.pairs[::TIMED_PAIRS_EACH])
+    for label in TIMED:
+        for count in KEYPOINTS:
+            options = {**CONFIGURATIONS[label], "max_keypoints": count, "resize": 1024}
+            protocol = {"solvers": ("poselib",), "thresholds_px": (2.0,), "fixed_threshold_px": 2.0}
+            measure("runtime", f"{label}-{count}", some, work, options, **protocol)
+    for name, threshold_px in (("homography", 2.0), ("redkitchen", 1.0)):
+        kept = RESULTS / f"tune-{name}.json"
+        if not kept.is_file():
+            search = Search(threshold_px=threshold_px, filters=(0.05, 0.1, 0.2), repeats=2)
+            tune(load(name, work), Pipeline(**SETTINGS[name]), work / name, search)
+            shutil.copyfile(work / name / f"tune-{name}-lightglue-aliked.json", kept)
+            print(f"tuned on {name}: {json.loads(kept.read_text())['chosen']}", flush=True)
 
 
 def main():
-    """Measure unless --page, then write the page."""
-    if "--page" not in sys.argv:
-        if len(sys.argv) != 2:
+    """What the arguments say, then the page."""
+    if sys.argv[1:] != ["--page"]:
+        if len(sys.argv) not in (2, 3) or sys.argv[2:] not in ([], ["timed"]):
             sys.exit(__doc__)
-        measure(Path(sys.argv[1]))
-    PAGE.write_text(page())
+        work = Path(sys.argv[1])
+        if sys.argv[2:] == ["timed"]:
+            measure_times(work)
+        else:
+            measure_accuracy(work)
+    evaluation_page.write(RESULTS, CONFIGURATIONS)
 
 
 if __name__ == "__main__":
