@@ -19,8 +19,8 @@ FEATURES_IN_MEMORY = 64  # images; about 1 MB each
 def matching_key(pipeline: Pipeline) -> str:
     """Hex digits, of what matches depend on beside the images: all options, the weights, the matcher's settings."""
     matcher: Any = pipeline.matcher
-    identity = matcher.name, getattr(matcher, "weights_id", "none"), repr(getattr(matcher, "config", None))
-    text = repr((pipeline.options, str(pipeline.extractor.signature), identity))
+    made_by = [getattr(matcher, name, None) for name in ("name", "weights_id", "config", "compute_dtype")]
+    text = repr((pipeline.options, str(pipeline.extractor.signature), made_by))
     return hashlib.sha256(text.encode()).hexdigest()
 
 

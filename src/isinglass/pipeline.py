@@ -40,6 +40,7 @@ from isinglass.matchers.nearest import Nearest
 from isinglass.matchers.superglue import SuperGlue
 from isinglass.ops.calibration import probabilities
 from isinglass.ops.keypoints import distinct
+from isinglass.ops.linear import compute_dtype
 from isinglass.types import Extractor, Features, Matcher, Matches
 from isinglass.weights import record, records
 
@@ -48,6 +49,7 @@ MATCHERS = {"LightGlue": LightGlue, "SuperGlue": SuperGlue}
 HANDMADE = ("sift", "rootsift")  # extractors without weights
 ALIASES = {"aliked": "aliked-n16"}  # short name -> the weights it stands for
 CHEAP_KEYPOINTS = 512  # of the pass that chooses among four turns
+ONE_COLOUR = 1e-5  # greatest contrast of an image without any; resizing leaves some rounding
 
 
 class OptionsDict(TypedDict, total=False):
@@ -65,6 +67,7 @@ class OptionsDict(TypedDict, total=False):
     adaptive: bool
     filter_threshold: float | None
     ratio: float | None
+    precision: Literal["auto", "float32", "bfloat16", "float16"]
     device: str | None
     accept_licence: bool
 
@@ -86,6 +89,7 @@ class Options:
     adaptive        let matchers that can stop early and drop points do so; False = all layers for all points
     filter_threshold  least score of a match; None = the matcher's own
     ratio           of the matcher "nearest": Lowe's test, say 0.8; None = no test
+    precision       of the matcher's layers; "auto" = bfloat16 on CPUs with matrix units for it, float32 elsewhere
     device          "cpu", "cuda", "mps"; None = the best there is
     accept_licence  of weights that are not for commercial use
     """
@@ -102,11 +106,17 @@ class Options:
     adaptive: bool = True
     filter_threshold: float | None = None
     ratio: float | None = None
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str | None = None
     accept_licence: bool = False
 
     def __post_init__(self) -> None:
-        for name, known in (("rotation", ("none", "exif", "auto")), ("resize_side", ("long", "short"))):
+        choices = {
+            "rotation": ("none", "exif", "auto"),
+            "resize_side": ("long", "short"),
+            "precision": ("auto", "float32", "bfloat16", "float16"),
+        }
+        for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise InputError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(map(repr, known))}")
         for name, least in (("max_keypoints", 0), ("resize", 1), ("tile", 64)):
@@ -263,7 +273,8 @@ class Pipeline:
     def _extract_part(self, view: View) -> Features:
         images_BCHW = view.image[None].to(self.device)
         mask_BHW = None if view.mask is None else view.mask[None].to(self.device)
-        if bool((view.image == view.image[:, :1, :1]).all()):  # one colour: networks still answer to their own padding
+        contrast = view.image.amax(dim=(1, 2)) - view.image.amin(dim=(1, 2))
+        if bool((contrast < ONE_COLOUR).all()):  # networks still answer to their own padding
             mask_BHW = torch.zeros_like(images_BCHW[:, 0], dtype=torch.bool)
         return self.extractor.extract(images_BCHW, mask_BHW)[0]
 
@@ -361,7 +372,9 @@ def _load_matcher(options: Options, device: torch.device) -> Matcher:
         more |= {"depth_confidence": None, "width_confidence": None}
     if options.filter_threshold is not None:
         more["filter_threshold"] = options.filter_threshold
-    return MATCHERS[kind].pretrained(name, device=device, accept_licence=options.accept_licence, **more)
+    matcher = MATCHERS[kind].pretrained(name, device=device, accept_licence=options.accept_licence, **more)
+    matcher.compute_dtype = compute_dtype(options.precision, device)
+    return matcher
 
 
 def _joined(parts: Sequence[Features]) -> Features:

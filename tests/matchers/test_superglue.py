@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from isinglass.errors import InputError
 from isinglass.matchers import superglue
 from isinglass.matchers.superglue import SuperGlue, SuperGlueConfig
-from isinglass.ops.attention import reference_attention
+from isinglass.ops.assignment import mutual_matches
+from isinglass.ops.attention import Packed, reference_attention
 from isinglass.types import Features, Matcher, Matches, Signature
 from isinglass.weights import convert
 
@@ -196,7 +197,7 @@ def test_one_layer_by_the_reference_attention():
     message = reference_attention(*(y.reshape(4, 8, -1).mT for y in (q, k, v)))
     message = layer.out(message.transpose(0, 1).reshape(5, 32))
     expected = x0 + layer.mlp(torch.cat([x0, message], dim=1))
-    ours = layer(torch.cat([x0, x1]), superglue.Packed((5, 7)), cross=True)[:5]
+    ours = layer(torch.cat([x0, x1]), Packed((5, 7)), cross=True)[:5]
     torch.testing.assert_close(ours, expected)
 
 
@@ -210,7 +211,7 @@ def test_packed_is_dense_and_padding_changes_nothing():
     assert log_p.isfinite().all()
     for i, (view0, view1) in enumerate(pairs):
         m, n = view0.scores.shape[1], view1.scores.shape[1]
-        indices, scores = superglue.mutual_matches(log_p[i : i + 1, :-1, :-1], model.config.filter_threshold)
+        indices, scores = mutual_matches(log_p[i : i + 1, :-1, :-1], model.config.filter_threshold)
         packed = model.match(view0, view1)
         assert torch.equal(indices[:, :m], packed.indices)
         assert (indices[:, m:] == -1).all()

@@ -2,7 +2,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from isinglass.ops.assignment import log_double_softmax, log_sinkhorn, mutual_matches
+from isinglass.ops import assignment
+from isinglass.ops.assignment import (
+    double_softmax_matches,
+    log_double_softmax,
+    log_sinkhorn,
+    mutual_matches,
+    sinkhorn_matches,
+)
 
 
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -180,3 +187,45 @@ def test_mutual_matches_of_empty_views(m, n):
     assert indices.dtype == torch.int64
     assert (indices == -1).all()
     assert (scores == 0).all()
+
+
+@pytest.mark.parametrize(("m", "n"), [(1, 1), (5, 9), (70, 33), (0, 4), (4, 0)])
+def test_double_softmax_matches_are_those_of_the_matrix(monkeypatch, m, n):
+    """The twin holds the (M, N) matrix; here only blocks of rows of it exist."""
+    monkeypatch.setattr(assignment, "BLOCK", 16)
+    generator = torch.Generator().manual_seed(m + n)
+    x0, x1 = torch.randn(m, 8, generator=generator), torch.randn(n, 8, generator=generator)
+    x1[: min(m, n) // 2] = 2 * x0[: min(m, n) // 2]  # some clear matches
+    z0, z1 = torch.randn(m, generator=generator), torch.randn(n, generator=generator)
+    indices, scores = double_softmax_matches(x0, x1, z0, z1, 0.1)
+    expected = log_double_softmax((x0 @ x1.T)[None], z0[None], z1[None])
+    expected_indices, expected_scores = mutual_matches(expected, 0.1)
+    assert torch.equal(indices, expected_indices[0])
+    torch.testing.assert_close(scores, expected_scores[0])
+    assert m * n < 100 or int((indices >= 0).sum()) > 3
+
+
+@pytest.mark.parametrize("spread", [1.0, 10.0, 200.0])
+@pytest.mark.parametrize(("m", "n", "iterations"), [(1, 1, 3), (30, 50, 100), (30, 31, 5), (0, 3, 5), (3, 0, 5)])
+def test_sinkhorn_matches_are_those_of_the_log_domain(m, n, iterations, spread):
+    """Also where products leave the range of numbers."""
+    generator = torch.Generator().manual_seed(m)
+    similarity = torch.randn(m, n, generator=generator) * spread
+    similarity.diagonal().add_(4 * spread)
+    given, bin_score = similarity.clone(), torch.tensor(1.0)
+    indices, scores = sinkhorn_matches(given, bin_score, iterations, 0.2)
+    expected = log_sinkhorn(similarity[None], bin_score, iterations)[:, :-1, :-1]
+    expected_indices, expected_scores = mutual_matches(expected, 0.2)
+    assert torch.equal(indices, expected_indices[0])
+    torch.testing.assert_close(scores, expected_scores[0], rtol=1e-4, atol=1e-5)
+    assert torch.equal(given, similarity)
+
+
+def test_sinkhorn_falls_back_where_products_do_not_hold(monkeypatch):
+    called = []
+    monkeypatch.setattr(assignment, "log_sinkhorn", lambda *args: called.append(args) or log_sinkhorn(*args))
+    similarity = torch.tensor([[500.0, -500.0], [400.0, -600.0]])
+    indices, scores = sinkhorn_matches(similarity, torch.tensor(-400.0), 20, 0.2)
+    expected = mutual_matches(log_sinkhorn(similarity[None], torch.tensor(-400.0), 20)[:, :-1, :-1], 0.2)
+    assert torch.equal(indices, expected[0][0]) and scores.isfinite().all()
+    torch.testing.assert_close(scores, expected[1][0])

@@ -4,7 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from isinglass.ops.attention import Dense, Packed, reference_attention
+from isinglass.ops import attention
+from isinglass.ops.attention import Dense, Packed, attend, fastest_kernel, reference_attention
+from isinglass.ops.linear import has_onednn
 
 HEADS, SIZE = 2, 8
 
@@ -86,3 +88,28 @@ def test_empty_views_give_zeros_and_finite_gradients(cross):
     assert (run(Packed((2, 0)), *(x.detach()[mask] for x in (q, k, v)), cross=True) == 0).all()
     out.sum().backward()
     assert all(x.grad is None or bool(x.grad.isfinite().all()) for x in (q, k, v))
+
+
+@pytest.mark.parametrize("kernel", ["blocked", "fused"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (64, 64), (100, 130), (700, 65), (513, 512)])
+def test_either_kernel_is_the_reference(monkeypatch, kernel, dtype, queries, keys):
+    """Blocks that overlap, keys that only fill up, and similarities of a hundred, which bfloat16 cannot hold."""
+    if kernel == "blocked" and not has_onednn():
+        pytest.skip("this build of torch has no oneDNN")
+    monkeypatch.setattr(attention, "fastest_kernel", lambda dtype: kernel)
+    monkeypatch.setattr(attention, "BLOCK", 128)
+    generator = torch.Generator().manual_seed(queries)
+    q, k, v = (torch.randn(HEADS, n, 64, generator=generator).to(dtype) for n in (queries, keys, keys))
+    if kernel == "blocked":
+        q, k = q.float() * 10, k.float() * 2
+    out = torch.full((queries, HEADS, 64), torch.nan, dtype=dtype)
+    attend(q, k, v, out)
+    expected = reference_attention(q.float(), k.float(), v.float()).transpose(0, 1)
+    torch.testing.assert_close(out.float(), expected, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.03)
+
+
+def test_the_kernel_is_chosen_once_and_said():
+    assert fastest_kernel(torch.float32) is fastest_kernel(torch.float32)
+    assert fastest_kernel(torch.float32) in ("blocked", "fused")
+    assert fastest_kernel(torch.float64) == "fused"

@@ -50,6 +50,13 @@ MATCHER_OPTIONS = (
     click.option(
         "--filter-threshold", type=click.FloatRange(0, 1), help="Least score; the matcher's own if not given."
     ),
+    click.option(
+        "--precision",
+        type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+        default="auto",
+        show_default=True,
+        help="Of the matcher's layers; auto is bfloat16 on CPUs with matrix units for it.",
+    ),
 )
 
 

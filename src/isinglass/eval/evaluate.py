@@ -70,17 +70,8 @@ def evaluate(
     auc_at = AUC_AT[benchmark.task] if benchmark.auc_at is None else benchmark.auc_at
     if not auc_at and not benchmark.maa_px:
         raise InputError(f"{benchmark.name} has neither auc_at nor maa_px; expected thresholds that errors are held to")
-    rows: list[dict[str, Any]] = []
-    problems = list(benchmark.problems)
-    for prediction in progress(predict(benchmark, pipeline, folder), len(benchmark.pairs)):
-        if prediction.saved is None:
-            problems.append(f"{prediction.pair.name}: {prediction.problem}")
-        elif not _has_truth(prediction.pair):
-            problems.append(f"{prediction.pair.name}: no ground truth, matched but not judged")
-        else:
-            rows.append(_row(prediction, prediction.saved, folder, benchmark, protocol))
-    if not rows:
-        raise InputError(f"no pair of {benchmark.name} could be used: " + "; ".join(problems[:3]))
+    predictions = progress(predict(benchmark, pipeline, folder), len(benchmark.pairs))
+    rows, problems = _judged(predictions, folder, benchmark, protocol)
     pairs = _columns(rows)
     tables = _tables(pairs, auc_at)
     info = {
@@ -102,6 +93,23 @@ def evaluate(
         "images": [row["images"] for row in rows],  # relative to the run, as `prediction` of its pairs
     }
     return save_run(folder / f"{label}.json", info, pairs)
+
+
+def _judged(
+    predictions: Iterable[Prediction], folder: Path, benchmark: Benchmark, protocol: Protocol
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """A row for each pair that could be used, and why the others could not."""
+    rows, problems = [], list(benchmark.problems)
+    for prediction in predictions:
+        if prediction.saved is None:
+            problems.append(f"{prediction.pair.name}: {prediction.problem}")
+        elif not _has_truth(prediction.pair):
+            problems.append(f"{prediction.pair.name}: no ground truth, matched but not judged")
+        else:
+            rows.append(_row(prediction, prediction.saved, folder, benchmark, protocol))
+    if not rows:
+        raise InputError(f"no pair of {benchmark.name} could be used: " + "; ".join(problems[:3]))
+    return rows, problems
 
 
 def solver_errors(
@@ -234,6 +242,7 @@ def _settings(pipeline: Pipeline, protocol: Protocol) -> dict[str, Any]:
         "extractor": signature.extractor,
         "matcher": matcher.name,
         "matcher_config": asdict(matcher.config) if hasattr(matcher, "config") else {},
+        "precision": str(getattr(matcher, "compute_dtype", "float32")).removeprefix("torch."),
         "weights": {signature.extractor: signature.weights, matcher.name: getattr(matcher, "weights_id", "none")},
         **asdict(protocol),
         "versions": versions(),

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isinglass.errors import InputError
-from isinglass.ops.assignment import log_double_softmax, mutual_matches
-from isinglass.ops.attention import Dense, Layout, Packed
+from isinglass.ops.assignment import double_softmax_matches, log_double_softmax
+from isinglass.ops.attention import Dense, Layout
 from isinglass.ops.ragged import Ragged
+from isinglass.ops.units import Unit, padded_rows, parameters_of, prepared
 from isinglass.types import Features, Matches, check_pairs, chunk_pairs, match_batch
 from isinglass.weights import Pretrained
 
@@ -70,6 +72,14 @@ class SelfAttention(nn.Module):
         message = layout.attend_self(rotation.apply(q), rotation.apply(k), v)
         return x + self.ffn(torch.cat([x, self.out(message.flatten(-2))], dim=-1))
 
+    def prepared(self, dtype: torch.dtype) -> Unit:
+        """The same for inference. Queries and keys have the first channels of all pairs that turn before the second."""
+        width = self.out.in_features
+        of_pairs = torch.arange(width, device=self.qkv.weight.device).view(self.heads, -1, 2).transpose(1, 2).flatten()
+        order = torch.cat([of_pairs, of_pairs + width, torch.arange(2 * width, 3 * width, device=of_pairs.device)])
+        weight, bias = parameters_of(self.qkv)
+        return _unit((weight[order], bias[order]), self, dtype, is_cross=False)
+
 
 class CrossAttention(nn.Module):
     """Each point attends to all points of the other image; one projection is key and query (eq. 4).
@@ -91,6 +101,25 @@ class CrossAttention(nn.Module):
         qk, v = (project(x).unflatten(-1, (self.heads, -1)) for project in (self.qk, self.v))
         message = layout.attend_cross(qk, qk, v)
         return x + self.ffn(torch.cat([x, self.out(message.flatten(-2))], dim=-1))
+
+    def prepared(self, dtype: torch.dtype) -> Unit:
+        """The same for inference."""
+        weights, biases = zip(parameters_of(self.qk), parameters_of(self.v), strict=True)
+        return _unit((torch.cat(weights), torch.cat(biases)), self, dtype, is_cross=True)
+
+
+def _unit(
+    project: tuple[Tensor, Tensor], unit: SelfAttention | CrossAttention, dtype: torch.dtype, *, is_cross: bool
+) -> Unit:
+    first, norm, _, last = unit.ffn
+    assert isinstance(first, nn.Linear) and isinstance(norm, nn.LayerNorm) and isinstance(last, nn.Linear)
+    shape, scale, shift, eps = norm.normalized_shape, norm.weight.detach(), norm.bias.detach(), norm.eps
+
+    def between(hidden: Tensor) -> Tensor:
+        return F.gelu(F.layer_norm(hidden, shape, scale.to(dtype), shift.to(dtype), eps))
+
+    layers = [project, *map(parameters_of, (unit.out, first, last))]
+    return Unit.merged(layers, between, dtype, heads=unit.heads, is_cross=is_cross)
 
 
 class Layer(nn.Module):
@@ -117,6 +146,14 @@ class Rotation(NamedTuple):
         even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
         return x * self.cos + torch.stack([-odd, even], dim=-1).flatten(-2) * self.sin
 
+    def turn(self, streams_STC: Tensor) -> None:
+        """The same in place, for channels in the order of `SelfAttention.prepared`; T may go beyond the positions."""
+        even, odd = streams_STC[:, : len(self.cos)].chunk(2, dim=-1)
+        cos_TC, sin_TC = (angle[:, 0, ::2].to(streams_STC.dtype) for angle in self)
+        turned = even * cos_TC - odd * sin_TC
+        odd.mul_(cos_TC).addcmul_(even, sin_TC)
+        even.copy_(turned)
+
 
 class Assignment(nn.Module):
     """The prediction head of one layer (section 3.2)."""
@@ -138,6 +175,14 @@ class Assignment(nn.Module):
         very_low = torch.finfo(similarity_BMN.dtype).min / 4
         log_assignment_BMN = log_double_softmax(similarity_BMN.masked_fill(padding_BMN, very_low), z0_BM, z1_BN)
         return log_assignment_BMN.masked_fill(padding_BMN, very_low), z0_BM, z1_BN
+
+    def match(self, x0_MD: Tensor, x1_ND: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+        """For inference: `mutual_matches` of what this head says of one pair, (M,) and (M,)."""
+        scale = x0_MD.shape[-1] ** -0.25
+        z0_M, z1_N = self.matchability(x0_MD).squeeze(-1), self.matchability(x1_ND).squeeze(-1)
+        return double_softmax_matches(
+            self.projection(x0_MD) * scale, self.projection(x1_ND) * scale, z0_M, z1_N, threshold
+        )
 
     def probability(self, x: Tensor) -> Tensor:
         """sigma of eq. 7 for states (..., D): how likely each point has a match."""
@@ -169,6 +214,7 @@ class LightGlue(Pretrained, nn.Module):
         self.layers = nn.ModuleList(Layer(config.width, config.heads) for _ in range(config.layers))
         self.assignments = nn.ModuleList(Assignment(config.width) for _ in range(config.layers))
         self.confidences = nn.ModuleList(nn.Linear(config.width, 1) for _ in range(config.layers - 1))
+        self.compute_dtype = torch.float32  # of the layers in `match`; the rest is in that of the weights
 
     @property
     def name(self) -> str:
@@ -246,22 +292,22 @@ class LightGlue(Pretrained, nn.Module):
         return Prediction(log_assignment_BNN, torch.stack([z0_BN, z1_BN], dim=1), confidence_B2N)
 
     def _match_packed(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
-        buffer = self._pack(pairs)
+        buffer, like = self._pack(pairs), self.position_encoding.weight
         num_points = [one0.keypoints.shape[1] + one1.keypoints.shape[1] for one0, one1 in pairs]
         matches: dict[int, tuple[Tensor, Tensor]] = {}
         buffer.keep(None, (), 0)  # a pair with an empty view never enters
-        for i, layer in enumerate(self.layers):
+        for i, (attend_self, attend_cross) in enumerate(self._prepared()):
             if not buffer.pairs:
                 break
-            buffer.state_T = layer(buffer.state_T, Rotation(*buffer.constant_T), Packed(tuple(buffer.lengths)))
+            x_TD = attend_self(padded_rows(buffer.state_T), buffer.lengths, Rotation(*buffer.constant_T).turn)
+            buffer.state_T = attend_cross(x_TD, buffer.lengths)[: sum(buffer.lengths)]
             last = i == len(self.layers) - 1
             confidence_T = None if last else self._confidence(i, buffer)
             finished = set(buffer.pairs) if last else self._finished(i, buffer, confidence_T, num_points)
             for pair, x0_MD, x1_ND, place0_M, place1_N in buffer.views(finished):
-                log_assignment_BMN, _, _ = self._head(i)(x0_MD[None], x1_ND[None])
-                index_BM, score_BM = mutual_matches(log_assignment_BMN, self.config.filter_threshold)
-                matched_M = torch.where(index_BM[0] < 0, -1, place1_N[index_BM[0]])
-                matches[pair] = _scatter(place0_M, matched_M, score_BM[0], pairs[pair][0].keypoints.shape[1])
+                index_M, score_M = self._head(i).match(x0_MD.to(like), x1_ND.to(like), self.config.filter_threshold)
+                matched_M = torch.where(index_M < 0, -1, place1_N[index_M])
+                matches[pair] = _scatter(place0_M, matched_M, score_M, pairs[pair][0].keypoints.shape[1])
             buffer.keep(None if last else self._matchable(i, buffer, confidence_T), finished, i + 1)
         return [self._report(buffer, i, matches.get(i), pair) for i, pair in enumerate(pairs)]
 
@@ -273,13 +319,25 @@ class LightGlue(Pretrained, nn.Module):
         size_T2 = torch.cat([view.image_size.expand(n, 2) for view, n in zip(views, lengths, strict=True)])
         scale_orientation_T2 = torch.cat([_scale_orientation(view) for view in views]).to(like)
         x_TD = self.input_projection(torch.cat([view.descriptors[0] for view in views]).to(like))
-        return Ragged.pack(x_TD, self._rotation(keypoints_T2, size_T2, scale_orientation_T2), lengths)
+        rotation = self._rotation(keypoints_T2, size_T2, scale_orientation_T2)
+        return Ragged.pack(x_TD.to(self.compute_dtype), rotation, lengths)
+
+    def _prepared(self) -> list[tuple[Unit, Unit]]:
+        """The units of all layers for inference, in the dtype that this model computes in."""
+        dtype = self.compute_dtype
+
+        def make() -> list[tuple[Unit, Unit]]:
+            layers = [layer for layer in self.layers if isinstance(layer, Layer)]
+            return [(one.self_attention.prepared(dtype), one.cross_attention.prepared(dtype)) for one in layers]
+
+        return prepared(self.layers, dtype, make)
 
     def _confidence(self, layer: int, buffer: Ragged) -> Tensor | None:
         """(T,) how sure each point's prediction is of being final (eq. 11)."""
         if self.config.depth_confidence is None:
             return None
-        confidence_T = torch.sigmoid(self.confidences[layer](buffer.state_T)).squeeze(-1)
+        state_TD = buffer.state_T.to(self.position_encoding.weight)
+        confidence_T = torch.sigmoid(self.confidences[layer](state_TD)).squeeze(-1)
         buffer.note(confidence_T)
         return confidence_T
 
@@ -300,7 +358,8 @@ class LightGlue(Pretrained, nn.Module):
         """(T,) bool, False = prune: confident and unmatchable (section 3.3). None = prune nothing."""
         if self.config.width_confidence is None:
             return None
-        keep_T = self._head(layer).probability(buffer.state_T) > 1 - self.config.width_confidence
+        state_TD = buffer.state_T.to(self.position_encoding.weight)
+        keep_T = self._head(layer).probability(state_TD) > 1 - self.config.width_confidence
         return keep_T if confidence_T is None else keep_T | (confidence_T <= self.confidence_threshold(layer))
 
     def _report(

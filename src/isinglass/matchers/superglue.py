@@ -7,6 +7,7 @@ either layout: (T,) packed or (B, 2, N) dense (isinglass.ops.attention).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -16,8 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isinglass.errors import InputError
-from isinglass.ops.assignment import log_sinkhorn, mutual_matches
-from isinglass.ops.attention import Dense, Layout, Packed
+from isinglass.ops.assignment import log_sinkhorn, sinkhorn_matches
+from isinglass.ops.attention import Dense, Layout
+from isinglass.ops.linear import Affine, rows_product
+from isinglass.ops.units import Unit, padded_rows, parameters_of, prepared
 from isinglass.types import Features, Matches, check_pairs, chunk_pairs, match_batch
 from isinglass.weights import Pretrained
 
@@ -65,6 +68,20 @@ class MLP(nn.Sequential):
             x = _batch_norm(module, x, sample) if isinstance(module, nn.BatchNorm1d) else module(x)
         return x
 
+    def folded(self) -> list[tuple[Tensor, Tensor]]:
+        """Weight (C', C) and bias (C',) of each linear layer, with the running statistics of what normalises it."""
+        layers, modules = [], [*self, None]
+        for linear, norm in itertools.pairwise(modules):
+            if not isinstance(linear, nn.Linear):
+                continue
+            weight, bias = linear.weight, linear.bias
+            if isinstance(norm, nn.BatchNorm1d):
+                assert norm.running_mean is not None and norm.running_var is not None
+                scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+                weight, bias = scale[:, None] * weight, scale * (bias - norm.running_mean) + norm.bias
+            layers.append((weight.detach(), bias.detach()))
+        return layers
+
 
 class AttentionalPropagation(nn.Module):
     """One layer of the graph network: each keypoint takes in a message from one or the other view (eq. 3)."""
@@ -83,6 +100,11 @@ class AttentionalPropagation(nn.Module):
         message = self.out(attended.flatten(-2))
         return x + self.mlp(torch.cat([x, message], dim=-1), sample)
 
+    def prepared(self, dtype: torch.dtype, cross: bool) -> Unit:
+        """The same for inference, with the projection of the message merged into the MLP."""
+        layers = [parameters_of(self.qkv), parameters_of(self.out), *self.mlp.folded()]
+        return Unit.merged(layers, torch.relu_, dtype, heads=self.heads, is_cross=cross)
+
 
 class SuperGlue(Pretrained, nn.Module):
     """The matcher. `SuperGlue(config)` has random weights; `SuperGlue.pretrained(name)` loads published or own ones.
@@ -100,6 +122,7 @@ class SuperGlue(Pretrained, nn.Module):
         self.layers = nn.ModuleList(AttentionalPropagation(config.width, config.heads) for _ in range(config.layers))
         self.final_projection = nn.Linear(config.width, config.width)
         self.bin_score = nn.Parameter(torch.tensor(1.0))  # z of eq. 8
+        self.compute_dtype = torch.float32  # of the layers in `match`; the rest is in that of the weights
 
     @property
     def name(self) -> str:
@@ -156,8 +179,7 @@ class SuperGlue(Pretrained, nn.Module):
         sample: Tensor | None = None,
     ) -> Tensor:
         """Matching descriptors f (..., D) of keypoints (..., 2) px, as eq. 2 to 6; `sample` as in `MLP`."""
-        size = image_size.to(keypoints)
-        position = (keypoints - size / 2) / (0.7 * size.amax(dim=-1, keepdim=True))  # 0.7: the published code's
+        position = _positions(keypoints, image_size.to(keypoints))
         x = descriptors + self.keypoint_encoder(torch.cat([position, scores[..., None]], dim=-1), sample)  # eq. 2
         for i, layer in enumerate(self.layers):
             x = layer(x, layout, i % 2 == 1, sample)
@@ -170,23 +192,49 @@ class SuperGlue(Pretrained, nn.Module):
         return log_sinkhorn(similarity_BMN, self.bin_score, self.config.sinkhorn_iterations, *masks)
 
     def _match_packed(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
-        views = [view for pair in pairs for view in pair]
-        lengths = tuple(view.keypoints.shape[1] for view in views)
-        f_TD = self._describe(
-            torch.cat([view.keypoints[0] for view in views]).to(self.bin_score),
-            torch.cat([view.descriptors[0] for view in views]).to(self.bin_score),
-            torch.cat([view.scores[0] for view in views]).to(self.bin_score),
-            torch.cat([view.image_size.expand(n, 2) for view, n in zip(views, lengths, strict=True)]),
-            Packed(lengths),
+        views, like = [view for pair in pairs for view in pair], self.bin_score
+        lengths = [view.keypoints.shape[1] for view in views]
+        size_T2 = torch.cat([view.image_size.expand(n, 2) for view, n in zip(views, lengths, strict=True)])
+        keypoints_T2, scores_T = (
+            torch.cat([getattr(view, name)[0] for view in views]).to(like) for name in ("keypoints", "scores")
         )
-        f = f_TD.split(lengths)
+        encoder, units, projection = self._prepared()
+        x_TD = torch.cat([_positions(keypoints_T2, size_T2.to(like)), scores_T[:, None]], dim=1)
+        for layer in encoder:
+            x_TD = layer(x_TD)
+        x_TD = x_TD + torch.cat([view.descriptors[0] for view in views]).to(like)
+        x_TD = padded_rows(x_TD.to(self.compute_dtype))
+        for unit in units:
+            x_TD = unit(x_TD, lengths)
+        f = projection(x_TD.to(like))[: sum(lengths)].split(lengths)
         return [self._match_pair(f0_MD, f1_ND) for f0_MD, f1_ND in zip(f[0::2], f[1::2], strict=True)]
 
     def _match_pair(self, f0_MD: Tensor, f1_ND: Tensor) -> Matches:
-        log_assignment_BMN = self._assign(f0_MD[None], f1_ND[None])[:, :-1, :-1]
-        indices, scores = mutual_matches(log_assignment_BMN, self.config.filter_threshold)
+        similarity_MN = rows_product(f0_MD, f1_ND).div_(self.config.width**0.5)
+        indices, scores = sinkhorn_matches(
+            similarity_MN, self.bin_score.detach(), self.config.sinkhorn_iterations, self.config.filter_threshold
+        )
         stop_layer = torch.tensor([self.config.layers], device=indices.device)
-        return Matches(indices=indices, scores=scores.clamp(max=1), stop_layer=stop_layer, matcher=self.name)
+        return Matches(
+            indices=indices[None], scores=scores[None].clamp(max=1), stop_layer=stop_layer, matcher=self.name
+        )
+
+    def _prepared(self) -> tuple[list[Affine], list[Unit], Affine]:
+        """Keypoint encoder, layers and final projection for inference, the layers in `compute_dtype`."""
+
+        def make() -> tuple[list[Affine], list[Unit], Affine]:
+            *hidden, last = self.keypoint_encoder.folded()
+            encoder = [*(Affine(*layer, relu=True) for layer in hidden), Affine(*last)]
+            layers = [layer for layer in self.layers if isinstance(layer, AttentionalPropagation)]
+            units = [layer.prepared(self.compute_dtype, i % 2 == 1) for i, layer in enumerate(layers)]
+            return encoder, units, Affine(self.final_projection.weight, self.final_projection.bias)
+
+        return prepared(self, self.compute_dtype, make)
+
+
+def _positions(keypoints: Tensor, size: Tensor) -> Tensor:
+    """Pixels (..., 2) relative to the image's centre and 0.7 of its long side, the published code's."""
+    return (keypoints - size / 2) / (0.7 * size.amax(dim=-1, keepdim=True))
 
 
 def _batch_norm(norm: nn.BatchNorm1d, x: Tensor, sample: Tensor | None) -> Tensor:

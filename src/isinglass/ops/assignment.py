@@ -9,6 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from isinglass.ops.linear import rows_product
+
+BLOCK = 512  # rows of an assignment at once
+LARGEST = 1e30  # product of the factors of a row and a column up to which Sinkhorn's iteration is exact to 1e-7
+
 
 def log_double_softmax(similarity_BMN: Tensor, matchability_BM: Tensor, matchability_BN: Tensor) -> Tensor:
     """Log of the partial assignment (B, M, N), LightGlue eq. 8: sigma_i sigma_j softmax_i(S) softmax_j(S).
@@ -51,6 +56,39 @@ def log_sinkhorn(
     return couplings + u[:, :, None] + v[:, None, :] + log_total_B1[:, :, None]
 
 
+def sinkhorn_matches(
+    similarity_MN: Tensor, bin_score: Tensor, iterations: int, threshold: float
+) -> tuple[Tensor, Tensor]:
+    """`mutual_matches` of `log_sinkhorn` without its dustbins, (M,) and (M,), by products instead of exponentials.
+
+    Sinkhorn's own iteration (1967): rows and columns of exp(similarity - its row's maximum) are scaled in turn. Where
+    that leaves the range of numbers, it is done by `log_sinkhorn`.
+    """
+    m, n = similarity_MN.shape
+    if not m or not n:
+        indices, scores = mutual_matches(similarity_MN[None], threshold)
+        return indices[0], scores[0]
+    kernel = F.pad(similarity_MN, (0, 1, 0, 1), value=float(bin_score))
+    kernel.sub_(kernel.amax(dim=1, keepdim=True)).exp_()
+    row_sum, column_sum = kernel.new_ones(m + 1), kernel.new_ones(n + 1)
+    row_sum[-1], column_sum[-1] = n, m
+    column = torch.ones_like(column_sum)
+    row = row_sum
+    for _ in range(iterations):
+        row = row_sum / (kernel @ column)
+        column = column_sum / (kernel.T @ row)
+    largest = float(row.max().double() * column.max().double())
+    if not largest < LARGEST:  # or NaN: what was lost to underflow, less than 1e-37 each, may have mattered
+        log_assignment = log_sinkhorn(similarity_MN[None], bin_score, iterations)[:, :-1, :-1]
+        indices, scores = mutual_matches(log_assignment, threshold)
+        return indices[0], scores[0]
+    assignment_MN = kernel[:-1, :-1].mul_(column[:-1]).mul_(row[:-1, None])
+    best0_M, index0_M = assignment_MN.max(dim=1)
+    mutual_M = assignment_MN.argmax(dim=0)[index0_M] == torch.arange(m, device=index0_M.device)
+    score_M = torch.where(mutual_M, best0_M, 0.0)
+    return torch.where(score_M > threshold, index0_M, -1), score_M
+
+
 def mutual_matches(log_assignment_BMN: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     """Mutual best pairs: indices (B, M) int64 with -1 = none, scores (B, M) in [0, 1].
 
@@ -66,6 +104,40 @@ def mutual_matches(log_assignment_BMN: Tensor, threshold: float) -> tuple[Tensor
     mutual = index1.gather(1, index0) == torch.arange(m, device=index0.device)
     scores = torch.where(mutual, best0.exp(), 0.0)
     return torch.where(scores > threshold, index0, -1), scores
+
+
+def double_softmax_matches(
+    x0_MD: Tensor, x1_ND: Tensor, matchability_M: Tensor, matchability_N: Tensor, threshold: float
+) -> tuple[Tensor, Tensor]:
+    """`mutual_matches` of `log_double_softmax` of x0 x1^T, (M,) and (M,), without ever holding an (M, N) matrix.
+
+    The log of the assignment is 2 S_ij - a_i - b_j, so a row's best needs no a_i and a column's best no b_j.
+    """
+    if not len(x0_MD) or not len(x1_ND):
+        return torch.full_like(matchability_M, -1, dtype=torch.int64), torch.zeros_like(matchability_M)
+    a_M = _log_sums(x0_MD, x1_ND) - F.logsigmoid(matchability_M)
+    b_N = _log_sums(x1_ND, x0_MD) - F.logsigmoid(matchability_N)
+    best1_N = torch.full_like(b_N, -torch.inf)
+    index1_N = torch.zeros_like(b_N, dtype=torch.int64)
+    best0, index0 = [], []
+    for start in range(0, len(x0_MD), BLOCK):
+        rows = slice(start, start + BLOCK)
+        score_KN = rows_product(x0_MD[rows], x1_ND).mul_(2).sub_(b_N)
+        for kept, found in zip((best0, index0), score_KN.max(dim=1), strict=True):
+            kept.append(found)
+        block_N, row_N = score_KN.sub_(a_M[rows, None]).max(dim=0)
+        better_N = block_N > best1_N
+        best1_N = torch.where(better_N, block_N, best1_N)
+        index1_N = torch.where(better_N, row_N + start, index1_N)
+    index0_M = torch.cat(index0)
+    mutual_M = index1_N[index0_M] == torch.arange(len(index0_M), device=index0_M.device)
+    score_M = torch.where(mutual_M, (torch.cat(best0) - a_M).exp(), 0.0)
+    return torch.where(score_M > threshold, index0_M, -1), score_M
+
+
+def _log_sums(x_MD: Tensor, y_ND: Tensor) -> Tensor:
+    """(M,) logsumexp over each row of x y^T."""
+    return torch.cat([rows_product(rows, y_ND).logsumexp(dim=1) for rows in x_MD.split(BLOCK)])
 
 
 def _finite_log(x: Tensor) -> Tensor:

@@ -10,12 +10,19 @@ packed   (T, H, D), segments in the order view 0 of pair 0, view 1 of pair 0, vi
 
 from __future__ import annotations
 
+import functools
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from isinglass.ops.linear import ROWS, has_onednn, rows_product
+
+BLOCK = 256  # queries at once, for each thread
 
 
 class Layout(Protocol):
@@ -66,16 +73,79 @@ class Packed:
         return self._attend(q, k, v, partner=1)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, partner: int) -> Tensor:
-        queries, keys, values = (x.transpose(0, 1).split(self.lengths, dim=1) for x in (q, k, v))
-        out = torch.empty_like(q)
-        for i, segment in enumerate(out.split(self.lengths)):
-            j = i ^ partner  # segments 2 p and 2 p + 1 are the two views of pair p
-            if self.lengths[i] and self.lengths[j]:
-                attended = F.scaled_dot_product_attention(queries[i][None], keys[j][None], values[j][None])
-                segment.copy_(attended[0].transpose(0, 1))
-            else:
-                segment.zero_()
-        return out
+        q, k, v = (x.transpose(0, 1) for x in (q, k, v))
+        return attend_packed(q, k, v, self.lengths, partner)
+
+
+def attend_packed(q_HTD: Tensor, k_HTD: Tensor, v_HTD: Tensor, lengths: Sequence[int], partner: int) -> Tensor:
+    """(T, H, D): every token attends to its own view (`partner` 0) or to the other one of its pair (1)."""
+    queries, keys, values = (x.split(list(lengths), dim=1) for x in (q_HTD, k_HTD, v_HTD))
+    out_THD = v_HTD.new_zeros(q_HTD.shape[1], q_HTD.shape[0], q_HTD.shape[2])
+    for i, segment in enumerate(out_THD.split(list(lengths))):
+        j = i ^ partner  # segments 2 p and 2 p + 1 are the two views of pair p
+        if lengths[i] and lengths[j]:
+            attend(queries[i], keys[j], values[j], segment)
+    return out_THD
+
+
+def attend(q_HND: Tensor, k_HMD: Tensor, v_HMD: Tensor, out_NHD: Tensor) -> None:
+    """Write softmax(q k^T / sqrt(D)) v into `out_NHD`, by the kernel that is fastest here."""
+    if v_HMD.device.type == "cpu" and fastest_kernel(v_HMD.dtype) == "blocked":
+        attend_blocked(q_HND, k_HMD, v_HMD, out_NHD)
+    else:
+        q_HND, k_HMD = q_HND.to(v_HMD.dtype), k_HMD.to(v_HMD.dtype)
+        attended = F.scaled_dot_product_attention(q_HND[None], k_HMD[None], v_HMD[None])
+        out_NHD.copy_(attended[0].transpose(0, 1))
+
+
+def attend_blocked(q_HND: Tensor, k_HMD: Tensor, v_HMD: Tensor, out_NHD: Tensor) -> None:
+    """As `attend`, by oneDNN: one head and BLOCK queries at a time, so that their similarities stay in the cache.
+
+    Similarities are float32: those of trained matchers reach several hundred, where bfloat16 is off by 1 and more.
+    Keys come in multiples of ROWS, so that oneDNN meets few shapes; those that only fill up get no attention.
+    """
+    num_keys, block = k_HMD.shape[1], min(BLOCK * torch.get_num_threads(), q_HND.shape[1])
+    filled = -num_keys % ROWS
+    q_HND, k_HMD = q_HND.float() * q_HND.shape[-1] ** -0.5, k_HMD.float()
+    if filled:
+        k_HMD, v_HMD = F.pad(k_HMD, (0, 0, 0, filled)), F.pad(v_HMD, (0, 0, 0, filled))
+    starts = [min(start, q_HND.shape[1] - block) for start in range(0, q_HND.shape[1], block)]
+    for h in range(q_HND.shape[0]):
+        k_MD, v_DM = k_HMD[h].contiguous(), v_HMD[h].T.contiguous()
+        for start in starts:  # the last block may overlap the one before: all are of one shape
+            similarity_NM = rows_product(q_HND[h, start : start + block], k_MD)
+            if filled:
+                similarity_NM[:, num_keys:] = -torch.inf
+            torch.softmax(similarity_NM, dim=-1, out=similarity_NM)
+            out_NHD[start : start + block, h] = rows_product(similarity_NM.to(v_DM.dtype), v_DM)
+
+
+@functools.cache
+def fastest_kernel(dtype: torch.dtype) -> Literal["blocked", "fused"]:
+    """Which of `attend_blocked` and torch's fused attention is faster on this CPU for values of that dtype.
+
+    Timed once (30 ms): torch's is by MKL, and by AMX where there is that, fast on some processors and slow on others.
+    """
+    if not has_onednn() or dtype not in (torch.float32, torch.bfloat16):
+        return "fused"
+    with torch.inference_mode():
+        q, k, v = torch.ones(3, 4, 512, 64, dtype=dtype).unbind()
+        out = torch.empty(512, 4, 64, dtype=dtype)
+        kernels = {
+            "blocked": lambda: attend_blocked(q, k, v, out),
+            "fused": lambda: F.scaled_dot_product_attention(q[None], k[None], v[None]),
+        }
+        spent = {name: [_time(kernel) for _ in range(2)] for name, kernel in kernels.items()}  # warm up
+        for _ in range(6):  # in turn, so that what else the machine does slows both
+            for name, kernel in kernels.items():
+                spent[name].append(_time(kernel))
+    return "blocked" if min(spent["blocked"]) < min(spent["fused"]) else "fused"
+
+
+def _time(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
 def reference_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

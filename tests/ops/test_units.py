@@ -1,0 +1,95 @@
+"""The attention unit for inference against the plain modules; what is prepared follows the weights."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+from isinglass.matchers.lightglue import LightGlue, LightGlueConfig, Rotation, SelfAttention
+from isinglass.matchers.superglue import SuperGlue, SuperGlueConfig
+from isinglass.ops import units
+from isinglass.ops.attention import Packed
+from isinglass.ops.units import padded_rows, prepared
+from support import make_pair
+
+WIDTH, HEADS, LENGTHS = 64, 4, (40, 70, 3, 0, 90, 11)
+LOOSE = {torch.float32: 2e-5, torch.bfloat16: 0.06}
+
+
+def states(seed=0):
+    return torch.randn(sum(LENGTHS), WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+def lively(module):
+    """With biases, norms and running statistics that matter."""
+    generator = torch.Generator().manual_seed(1)
+    for name, value in (*module.named_parameters(), *module.named_buffers()):
+        if value.is_floating_point() and value.ndim == 1:
+            least = 0.5 if "var" in name or "weight" in name else 0
+            value.data = torch.rand(value.shape, generator=generator) + least
+    return module.eval()
+
+
+@pytest.mark.parametrize("dtype", LOOSE)
+@pytest.mark.parametrize("chunk", [64, 1024])
+@torch.inference_mode()
+def test_units_of_lightglue_are_its_layers(monkeypatch, dtype, chunk):
+    monkeypatch.setattr(units, "CHUNK", chunk)
+    torch.manual_seed(0)
+    layer = lively(LightGlue(LightGlueConfig(input_size=WIDTH, width=WIDTH, heads=HEADS, layers=1)).layers[0])
+    angle = torch.randn(sum(LENGTHS), 1, WIDTH // HEADS // 2).repeat_interleave(2, dim=-1)
+    rotation = Rotation(angle.cos(), angle.sin())
+    x = states()
+    for unit, expected, turn in (
+        (layer.self_attention, layer.self_attention(x, rotation, Packed(LENGTHS)), rotation.turn),
+        (layer.cross_attention, layer.cross_attention(x, Packed(LENGTHS)), None),
+    ):
+        found = unit.prepared(dtype)(padded_rows(x.to(dtype)), LENGTHS, turn)
+        assert len(found) % units.ROWS == 0
+        torch.testing.assert_close(found[: len(x)].float(), expected, rtol=0, atol=LOOSE[dtype])
+
+
+@pytest.mark.parametrize("dtype", LOOSE)
+@pytest.mark.parametrize("cross", [False, True])
+@torch.inference_mode()
+def test_units_of_superglue_are_its_layers(dtype, cross):
+    torch.manual_seed(0)
+    layer = lively(SuperGlue(SuperGlueConfig(width=WIDTH, heads=HEADS, layers=1, encoder_widths=(8,))).layers[0])
+    x = states()
+    expected = layer(x, Packed(LENGTHS), cross)
+    found = layer.prepared(dtype, cross)(padded_rows(x.to(dtype)), LENGTHS)
+    torch.testing.assert_close(found[: len(x)].float(), expected, rtol=0, atol=LOOSE[dtype])
+
+
+def test_what_is_prepared_follows_the_weights_and_never_travels():
+    """Made once, made again after a change; copies and pickles of a module that was used are whole."""
+    model = LightGlue(LightGlueConfig(input_size=WIDTH, width=WIDTH, heads=HEADS, layers=2))
+    pair = make_pair(20, 30, channels=WIDTH)
+    first = model.match(*pair).scores
+    kept = model._prepared()
+    assert model._prepared() is kept
+    with torch.no_grad():
+        model.layers[0].self_attention.qkv.weight.mul_(3)
+    assert model._prepared() is not kept
+    changed = model.match(*pair).scores
+    assert not torch.allclose(first, changed)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        torch.testing.assert_close(twin.match(*pair).scores, changed)
+    model.load_state_dict(LightGlue(model.config).state_dict())
+    assert not torch.allclose(model.match(*pair).scores, changed)
+
+
+def test_a_module_is_not_kept_alive():
+    made = []
+    module = torch.nn.Linear(2, 2)
+    prepared(module, torch.float32, lambda: made.append(1))
+    before = len(units._PREPARED)
+    del module
+    assert len(units._PREPARED) == before - 1 and made == [1]
+
+
+def test_self_attention_needs_no_rotation():
+    unit = SelfAttention(WIDTH, HEADS).prepared(torch.float32)
+    with torch.inference_mode():
+        assert unit(padded_rows(states()), LENGTHS).isfinite().all()
