@@ -296,7 +296,19 @@ def check_pairs(
             raise InputError(
                 f"pair {i} has features of {pair[0].signature} and {pair[1].signature}; extract both alike"
             )
-    return [(one0.as_seen(), one1.as_seen()) for one0, one1 in zip(features0, features1, strict=True)]
+    seen = {id(one): one.as_seen() for one in (*features0, *features1)}  # one object stays one: see `distinct_views`
+    return [(seen[id(one0)], seen[id(one1)]) for one0, one1 in zip(features0, features1, strict=True)]
+
+
+def distinct_views(pairs: Sequence[tuple[Features, Features]]) -> tuple[list[Features], list[int]]:
+    """The views of all pairs, those that are in several pairs once; and which of them each view is, pair by pair.
+
+    What a matcher does before views meet it need do but once for each: one image against many is the usual case.
+    """
+    views = [view for pair in pairs for view in pair]
+    place = {key: i for i, key in enumerate(dict.fromkeys(map(id, views)))}
+    by_id = {id(view): view for view in views}
+    return [by_id[key] for key in place], [place[id(view)] for view in views]
 
 
 def chunk_pairs(

@@ -195,6 +195,22 @@ def test_a_pair_in_a_batch_equals_the_pair_alone(adaptive):
         assert torch.equal(in_batch.pruned_at0, alone.pruned_at0)
 
 
+def test_one_view_against_many_is_each_pair_alone(monkeypatch):
+    """The first self-attention runs over each view once, however many pairs it is in."""
+    model = random_model()
+    one, others = make_features(40, seed=1), [make_features(n, seed=n) for n in (30, 0, 50)]
+    turned = dataclasses.replace(one, turns=torch.tensor([1]))
+    alone = [model.match(view, other) for view in (one, turned) for other in others]
+    seen = []
+    rotate = model._rotation
+    monkeypatch.setattr(model, "_rotation", lambda x, *more: seen.append(len(x)) or rotate(x, *more))
+    together = model.match_many([one] * 3 + [turned] * 3, others * 2)
+    assert seen == [40 + 30 + 0 + 50 + 40]
+    for found, expected in zip(together, alone, strict=True):
+        assert torch.equal(found.indices, expected.indices)
+        torch.testing.assert_close(found.scores, expected.scores)
+
+
 def test_swapped_views_swap_matches():
     model = random_model()
     one0, one1 = make_pair(60, 45)

@@ -113,3 +113,23 @@ def test_the_kernel_is_chosen_once_and_said():
     assert fastest_kernel(torch.float32) is fastest_kernel(torch.float32)
     assert fastest_kernel(torch.float32) in ("blocked", "fused")
     assert fastest_kernel(torch.float64) == "fused"
+
+
+@pytest.mark.parametrize("partner", [0, 1])
+def test_all_segments_at_once_are_the_segments(monkeypatch, partner):
+    """What GPUs are given: flash attention itself is stood in for by a loop over the offsets that it takes."""
+
+    def stand_in(q, k, v, ends_q, ends_k, max_q, max_k):
+        assert ends_q.dtype == ends_k.dtype == torch.int32 and all(x.is_contiguous() for x in (q, k, v))
+        assert max_q == int(ends_q.diff().max()) and max_k == int(ends_k.diff().max())
+        out = []
+        for i in range(len(ends_q) - 1):
+            own, other = slice(ends_q[i], ends_q[i + 1]), slice(ends_k[i], ends_k[i + 1])
+            out.append(reference_attention(*(x.transpose(0, 1) for x in (q[own], k[other], v[other]))).transpose(0, 1))
+        return torch.cat(out)
+
+    monkeypatch.setattr(attention, "varlen_attn", stand_in)
+    lengths = (5, 9, 3, 3, 8, 1)
+    q, k, v = (x.transpose(0, 1) for x in tokens(sum(lengths), seed=3))
+    found = attention.attend_at_once(q, k, v, lengths, partner)
+    torch.testing.assert_close(found, attention.attend_packed(q, k, v, lengths, partner))

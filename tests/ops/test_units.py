@@ -6,10 +6,11 @@ import pickle
 import pytest
 import torch
 
-from isinglass.matchers.lightglue import LightGlue, LightGlueConfig, Rotation, SelfAttention
+from isinglass.matchers.lightglue import LightGlue, LightGlueConfig, SelfAttention
 from isinglass.matchers.superglue import SuperGlue, SuperGlueConfig
 from isinglass.ops import units
 from isinglass.ops.attention import Packed
+from isinglass.ops.rotary import Rotation
 from isinglass.ops.units import padded_rows, prepared
 from support import make_pair
 

@@ -20,8 +20,9 @@ from isinglass.errors import InputError
 from isinglass.ops.assignment import double_softmax_matches, log_double_softmax
 from isinglass.ops.attention import Dense, Layout
 from isinglass.ops.ragged import Ragged
+from isinglass.ops.rotary import Rotation
 from isinglass.ops.units import Unit, padded_rows, parameters_of, prepared
-from isinglass.types import Features, Matches, check_pairs, chunk_pairs, match_batch
+from isinglass.types import Features, Matches, check_pairs, chunk_pairs, distinct_views, match_batch
 from isinglass.weights import Pretrained
 
 MAX_TOKENS = 32768  # of one packed buffer: enough to fill a machine, about 1 GiB of activations at width 256
@@ -133,26 +134,6 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, rotation: Rotation, layout: Layout) -> Tensor:
         """States (..., D) after the layer."""
         return self.cross_attention(self.self_attention(x, rotation, layout), layout)
-
-
-class Rotation(NamedTuple):
-    """The rotary encoding R(p) of eq. 3: each pair of channels is turned by an angle linear in the position."""
-
-    cos: Tensor  # (..., 1, C), each value twice: for both channels of a pair
-    sin: Tensor
-
-    def apply(self, x: Tensor) -> Tensor:
-        """Turn queries or keys (..., H, C)."""
-        even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-        return x * self.cos + torch.stack([-odd, even], dim=-1).flatten(-2) * self.sin
-
-    def turn(self, streams_STC: Tensor) -> None:
-        """The same in place, for channels in the order of `SelfAttention.prepared`; T may go beyond the positions."""
-        even, odd = streams_STC[:, : len(self.cos)].chunk(2, dim=-1)
-        cos_TC, sin_TC = (angle[:, 0, ::2].to(streams_STC.dtype) for angle in self)
-        turned = even * cos_TC - odd * sin_TC
-        odd.mul_(cos_TC).addcmul_(even, sin_TC)
-        even.copy_(turned)
 
 
 class Assignment(nn.Module):
@@ -299,7 +280,9 @@ class LightGlue(Pretrained, nn.Module):
         for i, (attend_self, attend_cross) in enumerate(self._prepared()):
             if not buffer.pairs:
                 break
-            x_TD = attend_self(padded_rows(buffer.state_T), buffer.lengths, Rotation(*buffer.constant_T).turn)
+            x_TD = padded_rows(buffer.state_T)
+            if i > 0:  # the first was done before views met, see `_pack`
+                x_TD = attend_self(x_TD, buffer.lengths, Rotation(*buffer.constant_T).turn)
             buffer.state_T = attend_cross(x_TD, buffer.lengths)[: sum(buffer.lengths)]
             last = i == len(self.layers) - 1
             confidence_T = None if last else self._confidence(i, buffer)
@@ -312,15 +295,22 @@ class LightGlue(Pretrained, nn.Module):
         return [self._report(buffer, i, matches.get(i), pair) for i, pair in enumerate(pairs)]
 
     def _pack(self, pairs: Sequence[tuple[Features, Features]]) -> Ragged:
-        views = [view for pair in pairs for view in pair]
-        lengths = [view.keypoints.shape[1] for view in views]
-        like = self.position_encoding.weight
-        keypoints_T2 = torch.cat([view.keypoints[0] for view in views]).to(like)
-        size_T2 = torch.cat([view.image_size.expand(n, 2) for view, n in zip(views, lengths, strict=True)])
-        scale_orientation_T2 = torch.cat([_scale_orientation(view) for view in views]).to(like)
-        x_TD = self.input_projection(torch.cat([view.descriptors[0] for view in views]).to(like))
-        rotation = self._rotation(keypoints_T2, size_T2, scale_orientation_T2)
-        return Ragged.pack(x_TD.to(self.compute_dtype), rotation, lengths)
+        """The views side by side, after the first self-attention, which each view needs but once."""
+        views, which = distinct_views(pairs)
+        lengths, like = [view.keypoints.shape[1] for view in views], self.position_encoding.weight
+        keypoints_V2 = torch.cat([view.keypoints[0] for view in views]).to(like)
+        size_V2 = torch.cat([view.image_size.expand(n, 2) for view, n in zip(views, lengths, strict=True)])
+        scale_orientation_V2 = torch.cat([_scale_orientation(view) for view in views]).to(like)
+        x_VD = self.input_projection(torch.cat([view.descriptors[0] for view in views]).to(like)).to(self.compute_dtype)
+        rotation = self._rotation(keypoints_V2, size_V2, scale_orientation_V2)
+        first_self_attention, _ = self._prepared()[0]
+        x_VD = first_self_attention(padded_rows(x_VD), lengths, rotation.turn)[: sum(lengths)]
+        if len(views) == len(which):
+            return Ragged.pack(x_VD, rotation, lengths)
+        place_V = torch.arange(len(x_VD), device=x_VD.device).split(lengths)
+        place_T = torch.cat([place_V[i] for i in which])
+        constant_T = tuple(values[place_T] for values in rotation)
+        return Ragged.pack(x_VD[place_T], constant_T, [lengths[i] for i in which])
 
     def _prepared(self) -> list[tuple[Unit, Unit]]:
         """The units of all layers for inference, in the dtype that this model computes in."""

@@ -11,6 +11,7 @@ packed   (T, H, D), segments in the order view 0 of pair 0, view 1 of pair 0, vi
 from __future__ import annotations
 
 import functools
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import Literal, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
 
 from isinglass.ops.linear import ROWS, has_onednn, rows_product
 
@@ -79,12 +81,32 @@ class Packed:
 
 def attend_packed(q_HTD: Tensor, k_HTD: Tensor, v_HTD: Tensor, lengths: Sequence[int], partner: int) -> Tensor:
     """(T, H, D): every token attends to its own view (`partner` 0) or to the other one of its pair (1)."""
+    if v_HTD.device.type == "cuda" and v_HTD.dtype in (torch.float16, torch.bfloat16):
+        return attend_at_once(q_HTD, k_HTD, v_HTD, lengths, partner)
     queries, keys, values = (x.split(list(lengths), dim=1) for x in (q_HTD, k_HTD, v_HTD))
     out_THD = v_HTD.new_zeros(q_HTD.shape[1], q_HTD.shape[0], q_HTD.shape[2])
     for i, segment in enumerate(out_THD.split(list(lengths))):
         j = i ^ partner  # segments 2 p and 2 p + 1 are the two views of pair p
         if lengths[i] and lengths[j]:
             attend(queries[i], keys[j], values[j], segment)
+    return out_THD
+
+
+def attend_at_once(q_HTD: Tensor, k_HTD: Tensor, v_HTD: Tensor, lengths: Sequence[int], partner: int) -> Tensor:
+    """As `attend_packed`, all segments in one call of flash attention for variable lengths; for GPUs, in halves."""
+    order = [i ^ partner for i in range(len(lengths))]
+    key_lengths = [lengths[i] for i in order]
+    q_THD, k_THD, v_THD = (x.transpose(0, 1).to(v_HTD.dtype) for x in (q_HTD, k_HTD, v_HTD))
+    if partner:
+        k_THD, v_THD = (torch.cat([x.split(list(lengths))[i] for i in order]) for x in (k_THD, v_THD))
+    ends_q, ends_k = (
+        torch.tensor([0, *itertools.accumulate(some)], dtype=torch.int32, device=q_THD.device)
+        for some in (lengths, key_lengths)
+    )
+    out_THD = varlen_attn(
+        q_THD.contiguous(), k_THD.contiguous(), v_THD.contiguous(), ends_q, ends_k, max(lengths), max(key_lengths)
+    )
+    assert isinstance(out_THD, Tensor)
     return out_THD
 
 
@@ -102,22 +124,21 @@ def attend_blocked(q_HND: Tensor, k_HMD: Tensor, v_HMD: Tensor, out_NHD: Tensor)
     """As `attend`, by oneDNN: one head and BLOCK queries at a time, so that their similarities stay in the cache.
 
     Similarities are float32: those of trained matchers reach several hundred, where bfloat16 is off by 1 and more.
-    Keys come in multiples of ROWS, so that oneDNN meets few shapes; those that only fill up get no attention.
+    Queries and keys come in multiples of ROWS, so that oneDNN meets few shapes; those that fill up get no attention.
     """
-    num_keys, block = k_HMD.shape[1], min(BLOCK * torch.get_num_threads(), q_HND.shape[1])
-    filled = -num_keys % ROWS
-    q_HND, k_HMD = q_HND.float() * q_HND.shape[-1] ** -0.5, k_HMD.float()
-    if filled:
-        k_HMD, v_HMD = F.pad(k_HMD, (0, 0, 0, filled)), F.pad(v_HMD, (0, 0, 0, filled))
+    num_queries, num_keys = q_HND.shape[1], k_HMD.shape[1]
+    q_HND = F.pad(q_HND.float() * q_HND.shape[-1] ** -0.5, (0, 0, 0, -num_queries % ROWS))
+    k_HMD, v_HMD = (F.pad(x, (0, 0, 0, -num_keys % ROWS)) for x in (k_HMD.float(), v_HMD))
+    block = min(BLOCK * torch.get_num_threads(), q_HND.shape[1])
     starts = [min(start, q_HND.shape[1] - block) for start in range(0, q_HND.shape[1], block)]
     for h in range(q_HND.shape[0]):
         k_MD, v_DM = k_HMD[h].contiguous(), v_HMD[h].T.contiguous()
         for start in starts:  # the last block may overlap the one before: all are of one shape
             similarity_NM = rows_product(q_HND[h, start : start + block], k_MD)
-            if filled:
-                similarity_NM[:, num_keys:] = -torch.inf
+            similarity_NM[:, num_keys:] = -torch.inf
             torch.softmax(similarity_NM, dim=-1, out=similarity_NM)
-            out_NHD[start : start + block, h] = rows_product(similarity_NM.to(v_DM.dtype), v_DM)
+            attended_ND = rows_product(similarity_NM.to(v_DM.dtype), v_DM)
+            out_NHD[start : start + block, h] = attended_ND[: num_queries - start]
 
 
 @functools.cache
