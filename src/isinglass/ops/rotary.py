@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Rotation(NamedTuple):
-    """The rotary encoding R(p) of LightGlue eq. 3: each pair of channels is turned by an angle linear in the position."""
+    """R(p) of LightGlue eq. 3: each pair of channels is turned by an angle linear in the position."""
 
     cos: Tensor  # (..., 1, C), each value twice: for both channels of a pair
     sin: Tensor
@@ -20,7 +20,10 @@ class Rotation(NamedTuple):
         return x * self.cos + torch.stack([-odd, even], dim=-1).flatten(-2) * self.sin
 
     def turn(self, streams_STC: Tensor) -> None:
-        """The same in place, for channels in the order of LightGlue's `SelfAttention.prepared`; T may go beyond the positions."""
+        """The same in place, for (S, T, C) with the first channels of all pairs before the second ones.
+
+        T may go beyond the positions: what is beyond stays as it is.
+        """
         even, odd = streams_STC[:, : len(self.cos)].chunk(2, dim=-1)
         cos_TC, sin_TC = (angle[:, 0, ::2].to(streams_STC.dtype) for angle in self)
         turned = even * cos_TC - odd * sin_TC
