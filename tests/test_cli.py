@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from isinglass.cli import matching
-from isinglass.pipeline import Options
+from isinglass.options import Options
 
 FAST = ["--extractor", "rootsift", "--matcher", "nearest", "--max-keypoints", "200"]
 

@@ -9,7 +9,8 @@ from PIL import Image
 
 import isinglass
 from isinglass.errors import InputError
-from isinglass.pipeline import Options, Pipeline, matcher_weights
+from isinglass.models import matcher_weights
+from isinglass.pipeline import Options, Pipeline
 from isinglass.types import Extractor, Matcher
 from support import HOMOGRAPHY, motorcycle_precision, transfer, warp
 
@@ -159,6 +160,23 @@ def test_a_matcher_name_means_the_weights_of_the_extractor():
         Pipeline(extractor="lightglue-disk")
     with pytest.raises(InputError, match="weights of DISK, no matcher"):
         Pipeline(extractor="sift", matcher="disk")
+
+
+def test_many_images_are_each_image(tmp_path):
+    """In order, however long reading takes; one that cannot be read ends it, after those before it."""
+    pytest.importorskip("cv2")
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (60 + 10 * i, 80, 3), np.uint8) for i in range(4)]
+    pipeline = Pipeline(extractor="sift", matcher="nearest", resize=None)
+    many = list(pipeline.extract_many(images))
+    assert pipeline.timings_ms.keys() >= {"read", "extract"}
+    for image, found in zip(images, many, strict=True):
+        assert torch.equal(found.keypoints, pipeline.extract(image).keypoints)
+    found = pipeline.extract_many([images[0], tmp_path / "none.png", images[1]])
+    assert torch.equal(next(found).keypoints, many[0].keypoints)
+    with pytest.raises(InputError, match=r"none\.png"):
+        next(found)
+    assert list(pipeline.extract_many([])) == []
 
 
 class Corners:

@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
-from isinglass.errors import InputError
-from isinglass.extractors.aliked import ALIKED
-from isinglass.extractors.disk import DISK
-from isinglass.extractors.sift import SIFT
-from isinglass.extractors.superpoint import SuperPoint
-from isinglass.extractors.xfeat import XFeat
 from isinglass.images import (
     ImageSource,
     View,
@@ -35,106 +31,14 @@ from isinglass.images import (
     upright,
     whole,
 )
-from isinglass.matchers.lightglue import LightGlue
-from isinglass.matchers.nearest import Nearest
-from isinglass.matchers.superglue import SuperGlue
+from isinglass.models import best_device, load_extractor, load_matcher
 from isinglass.ops.calibration import probabilities
 from isinglass.ops.keypoints import distinct
-from isinglass.ops.linear import compute_dtype
+from isinglass.options import Options, OptionsDict
 from isinglass.types import Extractor, Features, Matcher, Matches
-from isinglass.weights import record, records
 
-EXTRACTORS = {"ALIKED": ALIKED, "DISK": DISK, "SuperPoint": SuperPoint, "XFeat": XFeat}
-MATCHERS = {"LightGlue": LightGlue, "SuperGlue": SuperGlue}
-HANDMADE = ("sift", "rootsift")  # extractors without weights
-ALIASES = {"aliked": "aliked-n16"}  # short name -> the weights it stands for
 CHEAP_KEYPOINTS = 512  # of the pass that chooses among four turns
 ONE_COLOUR = 1e-5  # greatest contrast of an image without any; resizing leaves some rounding
-
-
-class OptionsDict(TypedDict, total=False):
-    """The fields of `Options`, for keyword arguments."""
-
-    extractor: str
-    matcher: str
-    max_keypoints: int | None
-    resize: int | None
-    resize_side: Literal["long", "short"]
-    rotation: Literal["none", "exif", "auto"]
-    tile: int | None
-    tile_overlap: int
-    min_distance: float
-    adaptive: bool
-    filter_threshold: float | None
-    ratio: float | None
-    precision: Literal["auto", "float32", "bfloat16", "float16"]
-    device: str | None
-    accept_licence: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """How images become features and matches. Raises InputError on values that make no sense.
-
-    extractor       name of weights ("aliked-n16", see `isinglass models`), "aliked" for short, "sift", "rootsift"
-    matcher         "lightglue" or "superglue" (the weights made for the extractor), "nearest", or a name of weights
-    max_keypoints   an image; None = all
-    resize          px of the side that extractors see; None = as it is. Results are in original pixels always
-    resize_side     which side `resize` is: "long" or "short"
-    rotation        "none" = pixels as stored; "exif" = upright as the file says; "auto" = of four quarter turns of the
-                    second image the one with most matches
-    tile            px, side of the squares that a larger (resized) image is cut into; None = never
-    tile_overlap    px that neighbouring tiles share
-    min_distance    px of the resized image; of two keypoints nearer than that the weaker goes
-    adaptive        let matchers that can stop early and drop points do so; False = all layers for all points
-    filter_threshold  least score of a match; None = the matcher's own
-    ratio           of the matcher "nearest": Lowe's test, say 0.8; None = no test
-    precision       of the matcher's layers; "auto" = bfloat16 on CPUs with matrix units for it, float32 elsewhere
-    device          "cpu", "cuda", "mps"; None = the best there is
-    accept_licence  of weights that are not for commercial use
-    """
-
-    extractor: str = "aliked"
-    matcher: str = "lightglue"
-    max_keypoints: int | None = 2048
-    resize: int | None = 1024
-    resize_side: Literal["long", "short"] = "long"
-    rotation: Literal["none", "exif", "auto"] = "exif"
-    tile: int | None = None
-    tile_overlap: int = 64
-    min_distance: float = 1.0
-    adaptive: bool = True
-    filter_threshold: float | None = None
-    ratio: float | None = None
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: str | None = None
-    accept_licence: bool = False
-
-    def __post_init__(self) -> None:
-        choices = {
-            "rotation": ("none", "exif", "auto"),
-            "resize_side": ("long", "short"),
-            "precision": ("auto", "float32", "bfloat16", "float16"),
-        }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise InputError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(map(repr, known))}")
-        for name, least in (("max_keypoints", 0), ("resize", 1), ("tile", 64)):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < least):
-                raise InputError(f"{name} is {value!r}; expected an integer of at least {least}, or None")
-        if self.tile is not None and not 0 <= self.tile_overlap < self.tile:
-            raise InputError(f"tile_overlap is {self.tile_overlap}; expected 0 to under tile = {self.tile}")
-        if self.min_distance < 0:
-            raise InputError(f"min_distance is {self.min_distance}; expected 0 px or more")
-
-    @classmethod
-    def of(cls, **values: Unpack[OptionsDict]) -> Options:
-        """From keyword arguments; an unknown one is an InputError that names the known ones."""
-        known = [one.name for one in fields(cls)]
-        if unknown := sorted(set(values) - set(known)):
-            raise InputError(f"unknown option {', '.join(map(repr, unknown))}; known are {', '.join(known)}")
-        return cls(**values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,11 +88,11 @@ class Pipeline:
         **options: Unpack[OptionsDict],
     ) -> None:
         self.options = Options.of(**options)
-        self.device = torch.device(self.options.device or _best_device())
+        self.device = torch.device(self.options.device or best_device())
         self.timings_ms: dict[str, float] = {}
         with self.timed("load"):
-            self.extractor = custom_extractor or _load_extractor(self.options, self.device)
-            self.matcher = custom_matcher or _load_matcher(self.options, self.device)
+            self.extractor = custom_extractor or load_extractor(self.options, self.device)
+            self.matcher = custom_matcher or load_matcher(self.options, self.device)
 
     def extract(self, image: ImageSource, mask: ImageSource | None = None) -> Features:
         """Features of one image, in its original pixels, wherever the image was resized, turned or tiled."""
@@ -202,6 +106,20 @@ class Pipeline:
             view = self._read(image, mask)
         with self.timed("extract"):
             return [self._extract(turned(view, turn)) for turn in turns]
+
+    def extract_many(self, images: Iterable[ImageSource]) -> Iterator[Features]:
+        """Features of many images, in order; while one is extracted, the next is decoded and resized beside it.
+
+        Raises InputError where it comes to an image that cannot be read.
+        """
+        with ThreadPoolExecutor(1) as reader:
+            ahead: deque[Future[View]] = deque()
+            for image in images:
+                ahead.append(reader.submit(self._read, image, None))
+                if len(ahead) > 1:
+                    yield self._extract_timed(ahead.popleft())
+            while ahead:
+                yield self._extract_timed(ahead.popleft())
 
     def match(
         self,
@@ -254,6 +172,12 @@ class Pipeline:
         if long_side is not None and self.options.resize_side == "short":
             long_side = round(long_side * max(view.size) / min(view.size))
         return resized(view, long_side)
+
+    def _extract_timed(self, reading: Future[View]) -> Features:
+        with self.timed("read"):  # as far as it was waited for
+            view = reading.result()
+        with self.timed("extract"):
+            return self._extract(view)
 
     def _extract(self, view: View) -> Features:
         """All tiles' features in original pixels, without near-duplicates, the best `max_keypoints`."""
@@ -319,72 +243,8 @@ def _pipeline(options: Options) -> Pipeline:
     return Pipeline(**{one.name: getattr(options, one.name) for one in fields(options)})
 
 
-# --- which model a name means
-
-
-def extractor_weights(name: str) -> str:
-    """The full name that an extractor's short name stands for."""
-    return ALIASES.get(name, name)
-
-
-def matcher_weights(name: str, extractor: str) -> str:
-    """The weights that `name` ("lightglue", "superglue", or a name of weights) means for an extractor's features.
-
-    Raises InputError where there are none for it.
-    """
-    families = {kind.lower(): kind for kind in MATCHERS}
-    if name == "nearest" or name not in families:
-        return name
-    fitting = [one.name for one in records(families[name]) if one.accepts is None or extractor in one.accepts]
-    if not fitting:
-        raise InputError(
-            f"there are no {name} weights for features of {extractor!r}. Choose matcher 'nearest', or an extractor "
-            f"among {', '.join(sorted({e for one in records(families[name]) for e in one.accepts or ()}))}"
-        )
-    return fitting[0]
-
-
-def _load_extractor(options: Options, device: torch.device) -> Extractor:
-    name, limit = extractor_weights(options.extractor), options.max_keypoints
-    # a few more than wanted, so that as many as wanted remain when near-duplicates go
-    wanted = limit if limit is None or options.min_distance == 0 else limit + limit // 16
-    if name in HANDMADE:
-        return SIFT(SIFT.Config(rootsift=name == "rootsift", max_keypoints=wanted))
-    kind = record(name).model
-    if kind not in EXTRACTORS:
-        raise InputError(f"{name!r} are weights of {kind}, no extractor; see `isinglass models`")
-    return EXTRACTORS[kind].pretrained(name, device=device, accept_licence=options.accept_licence, max_keypoints=wanted)
-
-
-def _load_matcher(options: Options, device: torch.device) -> Matcher:
-    name = matcher_weights(options.matcher, extractor_weights(options.extractor))
-    if name == "nearest":
-        if options.filter_threshold is not None:
-            raise InputError("filter_threshold is for matchers with learned scores; 'nearest' has none. Leave it out")
-        return Nearest(Nearest.Config(ratio=options.ratio))
-    if options.ratio is not None:
-        raise InputError(f"ratio is for the matcher 'nearest'; {name!r} has filter_threshold instead")
-    kind = record(name).model
-    if kind not in MATCHERS:
-        raise InputError(f"{name!r} are weights of {kind}, no matcher; see `isinglass models`")
-    more: dict[str, Any] = {}
-    if kind == "LightGlue" and not options.adaptive:
-        more |= {"depth_confidence": None, "width_confidence": None}
-    if options.filter_threshold is not None:
-        more["filter_threshold"] = options.filter_threshold
-    matcher = MATCHERS[kind].pretrained(name, device=device, accept_licence=options.accept_licence, **more)
-    matcher.compute_dtype = compute_dtype(options.precision, device)
-    return matcher
-
-
 def _joined(parts: Sequence[Features]) -> Features:
     """The keypoints of several parts of one image as one set."""
     names = ("keypoints", "descriptors", "scores", "scales", "orientations")
     present = [name for name in names if getattr(parts[0], name) is not None]
     return replace(parts[0], **{name: torch.cat([getattr(one, name) for one in parts], dim=1) for name in present})
-
-
-def _best_device() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from isinglass.doctor.report import POOR_INLIERS, Finding, Status
 from isinglass.doctor.trials import Trial
-from isinglass.pipeline import Options
+from isinglass.options import Options
 from isinglass.types import PIXEL_CONVENTION, Features
 
 ONE_COLOUR = 0.5 / 255  # standard deviation of brightness (0 = black, 1 = white) that is rounding alone

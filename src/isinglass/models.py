@@ -1,0 +1,90 @@
+"""Which model a name means, and how the options of a pipeline load it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from isinglass.errors import InputError
+from isinglass.extractors.aliked import ALIKED
+from isinglass.extractors.disk import DISK
+from isinglass.extractors.sift import SIFT
+from isinglass.extractors.superpoint import SuperPoint
+from isinglass.extractors.xfeat import XFeat
+from isinglass.matchers.lightglue import LightGlue
+from isinglass.matchers.nearest import Nearest
+from isinglass.matchers.superglue import SuperGlue
+from isinglass.ops.linear import compute_dtype
+from isinglass.options import Options
+from isinglass.types import Extractor, Matcher
+from isinglass.weights import record, records
+
+EXTRACTORS = {"ALIKED": ALIKED, "DISK": DISK, "SuperPoint": SuperPoint, "XFeat": XFeat}
+MATCHERS = {"LightGlue": LightGlue, "SuperGlue": SuperGlue}
+HANDMADE = ("sift", "rootsift")  # extractors without weights
+ALIASES = {"aliked": "aliked-n16"}  # short name -> the weights it stands for
+
+
+def extractor_weights(name: str) -> str:
+    """The full name that an extractor's short name stands for."""
+    return ALIASES.get(name, name)
+
+
+def matcher_weights(name: str, extractor: str) -> str:
+    """The weights that `name` ("lightglue", "superglue", or a name of weights) means for an extractor's features.
+
+    Raises InputError where there are none for it.
+    """
+    families = {kind.lower(): kind for kind in MATCHERS}
+    if name == "nearest" or name not in families:
+        return name
+    fitting = [one.name for one in records(families[name]) if one.accepts is None or extractor in one.accepts]
+    if not fitting:
+        raise InputError(
+            f"there are no {name} weights for features of {extractor!r}. Choose matcher 'nearest', or an extractor "
+            f"among {', '.join(sorted({e for one in records(families[name]) for e in one.accepts or ()}))}"
+        )
+    return fitting[0]
+
+
+def load_extractor(options: Options, device: torch.device) -> Extractor:
+    """The extractor of the options. Raises InputError or WeightsError where there is none."""
+    name, limit = extractor_weights(options.extractor), options.max_keypoints
+    # a few more than wanted, so that as many as wanted remain when near-duplicates go
+    wanted = limit if limit is None or options.min_distance == 0 else limit + limit // 16
+    if name in HANDMADE:
+        return SIFT(SIFT.Config(rootsift=name == "rootsift", max_keypoints=wanted))
+    kind = record(name).model
+    if kind not in EXTRACTORS:
+        raise InputError(f"{name!r} are weights of {kind}, no extractor; see `isinglass models`")
+    return EXTRACTORS[kind].pretrained(name, device=device, accept_licence=options.accept_licence, max_keypoints=wanted)
+
+
+def load_matcher(options: Options, device: torch.device) -> Matcher:
+    """The matcher of the options. Raises InputError or WeightsError where there is none."""
+    name = matcher_weights(options.matcher, extractor_weights(options.extractor))
+    if name == "nearest":
+        if options.filter_threshold is not None:
+            raise InputError("filter_threshold is for matchers with learned scores; 'nearest' has none. Leave it out")
+        return Nearest(Nearest.Config(ratio=options.ratio))
+    if options.ratio is not None:
+        raise InputError(f"ratio is for the matcher 'nearest'; {name!r} has filter_threshold instead")
+    kind = record(name).model
+    if kind not in MATCHERS:
+        raise InputError(f"{name!r} are weights of {kind}, no matcher; see `isinglass models`")
+    more: dict[str, Any] = {}
+    if kind == "LightGlue" and not options.adaptive:
+        more |= {"depth_confidence": None, "width_confidence": None}
+    if options.filter_threshold is not None:
+        more["filter_threshold"] = options.filter_threshold
+    matcher = MATCHERS[kind].pretrained(name, device=device, accept_licence=options.accept_licence, **more)
+    matcher.compute_dtype = compute_dtype(options.precision, device)
+    return matcher
+
+
+def best_device() -> str:
+    """The fastest device of this machine."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -1,0 +1,93 @@
+"""The options of a pipeline: how images become features and matches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal, TypedDict, Unpack
+
+from isinglass.errors import InputError
+
+
+class OptionsDict(TypedDict, total=False):
+    """The fields of `Options`, for keyword arguments."""
+
+    extractor: str
+    matcher: str
+    max_keypoints: int | None
+    resize: int | None
+    resize_side: Literal["long", "short"]
+    rotation: Literal["none", "exif", "auto"]
+    tile: int | None
+    tile_overlap: int
+    min_distance: float
+    adaptive: bool
+    filter_threshold: float | None
+    ratio: float | None
+    precision: Literal["auto", "float32", "bfloat16", "float16"]
+    device: str | None
+    accept_licence: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How images become features and matches. Raises InputError on values that make no sense.
+
+    extractor       name of weights ("aliked-n16", see `isinglass models`), "aliked" for short, "sift", "rootsift"
+    matcher         "lightglue" or "superglue" (the weights made for the extractor), "nearest", or a name of weights
+    max_keypoints   an image; None = all
+    resize          px of the side that extractors see; None = as it is. Results are in original pixels always
+    resize_side     which side `resize` is: "long" or "short"
+    rotation        "none" = pixels as stored; "exif" = upright as the file says; "auto" = of four quarter turns of the
+                    second image the one with most matches
+    tile            px, side of the squares that a larger (resized) image is cut into; None = never
+    tile_overlap    px that neighbouring tiles share
+    min_distance    px of the resized image; of two keypoints nearer than that the weaker goes
+    adaptive        let matchers that can stop early and drop points do so; False = all layers for all points
+    filter_threshold  least score of a match; None = the matcher's own
+    ratio           of the matcher "nearest": Lowe's test, say 0.8; None = no test
+    precision       of the matcher's layers; "auto" = bfloat16 on CPUs with matrix units for it, float32 elsewhere
+    device          "cpu", "cuda", "mps"; None = the best there is
+    accept_licence  of weights that are not for commercial use
+    """
+
+    extractor: str = "aliked"
+    matcher: str = "lightglue"
+    max_keypoints: int | None = 2048
+    resize: int | None = 1024
+    resize_side: Literal["long", "short"] = "long"
+    rotation: Literal["none", "exif", "auto"] = "exif"
+    tile: int | None = None
+    tile_overlap: int = 64
+    min_distance: float = 1.0
+    adaptive: bool = True
+    filter_threshold: float | None = None
+    ratio: float | None = None
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str | None = None
+    accept_licence: bool = False
+
+    def __post_init__(self) -> None:
+        choices = {
+            "rotation": ("none", "exif", "auto"),
+            "resize_side": ("long", "short"),
+            "precision": ("auto", "float32", "bfloat16", "float16"),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise InputError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(map(repr, known))}")
+        for name, least in (("max_keypoints", 0), ("resize", 1), ("tile", 64)):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < least):
+                raise InputError(f"{name} is {value!r}; expected an integer of at least {least}, or None")
+        if self.tile is not None and not 0 <= self.tile_overlap < self.tile:
+            raise InputError(f"tile_overlap is {self.tile_overlap}; expected 0 to under tile = {self.tile}")
+        if self.min_distance < 0:
+            raise InputError(f"min_distance is {self.min_distance}; expected 0 px or more")
+
+    @classmethod
+    def of(cls, **values: Unpack[OptionsDict]) -> Options:
+        """From keyword arguments; an unknown one is an InputError that names the known ones."""
+        known = [one.name for one in fields(cls)]
+        if unknown := sorted(set(values) - set(known)):
+            raise InputError(f"unknown option {', '.join(map(repr, unknown))}; known are {', '.join(known)}")
+        return cls(**values)
