@@ -176,18 +176,18 @@ def _from_array(array: np.ndarray, name: str = "the image") -> Tensor:
             ".astype('uint8')"
         )
     full_scale = float(np.iinfo(dtype).max) if dtype.kind == "u" else 1.0
-    array_HWC = np.array(array_HWC[..., :3], dtype=np.float32 if dtype.kind == "f" else dtype, order="C")
-    low, high = float(array_HWC.min()), float(array_HWC.max())
-    if not (low >= -_ROUNDING and high <= full_scale + _ROUNDING):
+    array_HWC = array_HWC[..., :3]
+    low, high = (0.0, 1.0) if dtype.kind != "f" else (float(array_HWC.min()), float(array_HWC.max()))
+    if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):
         raise InputError(
             f"{name} is {dtype} with values from {low:g} to {high:g}; expected finite floats in [0, 1]. Divide by the "
             "largest value of its range (255, 65535), or pass uint8 or uint16"
         )
-    image_CHW = (
-        torch.from_numpy(array_HWC).permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format)
-        / full_scale
-    )
-    return image_CHW.clamp_(0, 1).expand(3, -1, -1).contiguous()
+    full_scale = np.float32(np.iinfo(dtype).max if dtype.kind == "u" else 1)
+    planes_CHW = np.empty((array_HWC.shape[2], *array.shape[:2]), dtype=np.float32)
+    np.divide(array_HWC.transpose(2, 0, 1), full_scale, out=planes_CHW, dtype=np.float32)
+    image_CHW = torch.from_numpy(planes_CHW)
+    return (image_CHW.clamp_(0, 1) if dtype.kind == "f" else image_CHW).expand(3, -1, -1).contiguous()
 
 
 # ---- views
@@ -371,14 +371,12 @@ def _nearest(length: int, new_length: int) -> Tensor:
 
 def _resampled(image_CHW: Tensor, dim: int, new_length: int) -> Tensor:
     """Blur and bilinear sampling along one axis, in one go: only those blurred pixels are made that are sampled."""
-    index_NT, weight_NT = _taps(image_CHW.shape[dim], new_length)
-    weight_NT = weight_NT.to(image_CHW.device)
-    shape = list(image_CHW.shape)
-    shape[dim] = new_length
-    out_CHW = image_CHW.new_zeros(shape)
-    for index_N, weight_N in zip(index_NT.T.to(image_CHW.device), weight_NT.T, strict=True):
-        out_CHW.addcmul_(image_CHW.index_select(dim, index_N), weight_N[:, None] if dim == 1 else weight_N)
-    return out_CHW
+    index_NT, weight_NT = (one.to(image_CHW.device) for one in _taps(image_CHW.shape[dim], new_length))
+    planes = image_CHW if dim == 1 else image_CHW.mT
+    lines = [
+        F.embedding_bag(index_NT, plane.contiguous(), per_sample_weights=weight_NT, mode="sum") for plane in planes
+    ]
+    return torch.stack(lines) if dim == 1 else torch.stack(lines).mT.contiguous()
 
 
 def _taps(length: int, new_length: int) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,16 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isinglass.ops.deformable import bilinear_taps, deformable_conv3x3, weighted_rows, window_taps
+from isinglass.ops import deformable
+from isinglass.ops.deformable import (
+    Frame,
+    Squares,
+    bilinear_squares,
+    bilinear_taps,
+    deformable_conv3x3,
+    weighted_rows,
+    window_taps,
+)
 
 
 def slow_value(map_CHW, x, y):
@@ -58,6 +67,38 @@ def test_bilinear_taps_on_pixels_and_just_outside():
     assert weights[3].sum() == 0.75
 
 
+def test_bilinear_squares_are_the_same_taps():
+    points = torch.rand(300, 2) * torch.tensor([13.0, 11.0]) - 3
+    points[:3] = torch.tensor([[float("nan"), 1.0], [float("inf"), 0.0], [-1e30, 1e30]])
+    corners, weights = bilinear_squares(points, 7, 5)
+    index, same = bilinear_taps(points, 7, 5)
+    assert torch.equal(weights[1:], same[1:])
+    assert bool((weights[1:3] == 0).all())
+    assert bool((corners >= -1).all())
+    assert bool((corners < torch.tensor([7, 5])).all())
+    for tap, (dx, dy) in enumerate(((0, 0), (1, 0), (0, 1), (1, 1))):
+        x, y = corners[:, 0] + dx, corners[:, 1] + dy
+        assert torch.equal(index[:, tap], y.clamp(0, 4) * 7 + x.clamp(0, 6))
+
+
+@pytest.mark.parametrize("side", [1, 2, 3])
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (4, 6), (8, 12)])  # the last is that of the frame
+def test_squares_equal_interpolation(side, size):
+    """Of an image of 7 x 6 px in a frame of 12 x 8, beyond whose borders the nearest pixel counts."""
+    frame = Frame(width=7, height=6, left=2, top=1, right=3, bottom=1)
+    map_CHW = torch.randn(3, *size)
+    whole = F.interpolate(map_CHW[None], (8, 12), mode="bilinear", align_corners=True)[0]
+    image = F.pad(whole[:, 1:7, 2:9], (2, 3, 2, 3), mode="replicate")
+    corners = torch.cartesian_prod(torch.arange(-1, 7), torch.arange(-1, 6))
+    found = Squares(map_CHW, frame, side)(corners)
+    expected = [image[:, y + 2 : y + 2 + side, x + 2 : x + 2 + side].flatten(1).T for x, y in corners.tolist()]
+    torch.testing.assert_close(found, torch.stack(expected), atol=1e-5, rtol=1e-5)
+    far = torch.tensor([[-9, 99]])
+    torch.testing.assert_close(
+        Squares(map_CHW, frame, side)(far), Squares(map_CHW, frame, side)(torch.tensor([[-1, 5]]))
+    )
+
+
 @pytest.mark.parametrize("radius", [0, 1, 2])
 def test_window_taps_equal_loops(radius):
     width, height = 5, 4
@@ -85,6 +126,17 @@ def test_deformable_conv_equals_loops(spread_px, memory_format):
     torch.testing.assert_close(
         deformable_conv3x3(x, offsets, weight), slow_deformable_conv3x3(x, offsets, weight), atol=1e-4, rtol=1e-4
     )
+
+
+def test_deformable_conv_in_chunks(monkeypatch):
+    """At inference, where whole chunks take another product than what is left."""
+    x, offsets, weight = torch.randn(2, 3, 11, 13), torch.randn(2, 18, 11, 13), torch.randn(4, 3, 3, 3)
+    expected = deformable_conv3x3(x, offsets, weight)
+    monkeypatch.setattr(deformable, "CHUNK", 64)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    for mode in (torch.no_grad(), torch.enable_grad()):
+        with mode:
+            torch.testing.assert_close(deformable_conv3x3(x, offsets, weight), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (6, 5)])

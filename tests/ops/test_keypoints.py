@@ -17,6 +17,7 @@ from isinglass.ops.keypoints import (
     local_maxima,
     sample_bilinear,
     select_keypoints,
+    square_maxima,
     suppress_non_maxima,
 )
 
@@ -63,6 +64,18 @@ def slow_distinct(points, scores, radius_px):
 def test_local_maxima_equal_loops(scores, radius):
     found = local_maxima(torch.from_numpy(scores)[None], radius)[0]
     assert found.tolist() == slow_local_maxima(scores, radius).tolist()
+
+
+@pytest.mark.parametrize("radius", [0, 1, 2, 3, 4, 5, 8, 30])
+def test_square_maxima_equal_max_pool(radius):
+    """Of negative numbers too, and of truths; windows may be larger than the map; what is not a number spreads."""
+    maps = torch.randn(2, 23, 31) - 1.0
+    pool = torch.nn.MaxPool2d(2 * radius + 1, stride=1, padding=radius)
+    assert torch.equal(square_maxima(maps, radius), pool(maps))
+    truths = maps > 1.5
+    assert torch.equal(square_maxima(truths, radius), pool(truths.float()) > 0)
+    maps[1, 5, 5] = float("nan")
+    assert torch.equal(square_maxima(maps, radius).isnan(), pool(maps).isnan())
 
 
 @settings(deadline=None)

@@ -13,7 +13,7 @@ Shapes: B images, C channels, H x W pixels, K keypoints, M sample positions a ke
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,8 +22,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isinglass.errors import InputError
-from isinglass.ops.deformable import bilinear_taps, deformable_conv3x3, weighted_rows, window_taps
+from isinglass.extractors.aliked_streamed import Streamed
+from isinglass.ops.convolution import is_plain_inference, product, selu
+from isinglass.ops.deformable import Frame, Squares, bilinear_squares, deformable_conv3x3, weighted_rows, window_taps
 from isinglass.ops.keypoints import clear_border, flat_to_xy, sample_bilinear, select_keypoints, suppress_non_maxima
+from isinglass.ops.units import prepared
 from isinglass.types import Features, Signature, check_images
 from isinglass.weights import Pretrained
 
@@ -104,23 +107,38 @@ class Pyramid:
     Its value at a pixel: the four maps upsampled bilinearly with corners on corners, concatenated and normalised.
     """
 
-    def __init__(self, maps_CHW: Sequence[Tensor], width: int, height: int) -> None:
-        """The maps cover the padded image; `width` and `height` are those of the image itself."""
-        self.width, self.height = width, height
-        self.left, self.top, _, _ = _padding(width, height)
-        self.rows = [level.permute(1, 2, 0).reshape(-1, level.shape[0]) for level in maps_CHW]
-        self.sizes = [(level.shape[2], level.shape[1]) for level in maps_CHW]
+    def __init__(
+        self, maps_CHW: Sequence[Tensor], width: int, height: int, finish: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        """The maps cover the padded image; `width` and `height` are those of the image itself.
+
+        `finish` makes pixels (P, C) of the finest map of those given, which saves making all of it.
+        """
+        self.width, self.height, self.finish = width, height, finish
+        self.maps, self.frame = maps_CHW, Frame(width, height, *_padding(width, height))
+        self.readers: dict[int, list[Squares]] = {}
+
+    def squares(self, corners_P2: Tensor, side: int) -> list[Tensor]:
+        """The four parts (P, S, C) of squares by their top-left pixels, before they are normalised together."""
+        if side not in self.readers:
+            self.readers[side] = [Squares(level, self.frame, side) for level in self.maps]
+        finest, *coarser = (read(corners_P2) for read in self.readers[side])
+        if self.finish is not None:
+            finest = self.finish(finest.flatten(0, 1)).unflatten(0, finest.shape[:2])
+        return [finest, *coarser]
 
     def at(self, index_P: Tensor) -> Tensor:
         """(P, C) at pixels of the image, given by their flat index."""
-        padded_width, padded_height = self.sizes[0]
-        pixels_P2 = flat_to_xy(index_P, self.width) + torch.tensor([self.left, self.top], device=index_P.device)
-        parts = [self.rows[0][pixels_P2[:, 1] * padded_width + pixels_P2[:, 0]]]
-        for rows_RC, (width, height) in zip(self.rows[1:], self.sizes[1:], strict=True):
-            ratio = [(width - 1) / (padded_width - 1), (height - 1) / (padded_height - 1)]
-            places_P2 = pixels_P2 * torch.tensor(ratio, device=index_P.device)
-            parts.append(weighted_rows(rows_RC, *bilinear_taps(places_P2, width, height)))
-        return F.normalize(torch.cat(parts, dim=1), dim=1)
+        return F.normalize(torch.cat(self.squares(flat_to_xy(index_P, self.width), 1), dim=2), dim=2)[:, 0]
+
+    def sample(self, points_P2: Tensor) -> Tensor:
+        """(P, C) between pixels, interpolated bilinearly; outside the image it is 0."""
+        corners_P2, weights_P4 = bilinear_squares(points_P2, self.width, self.height)
+        parts = self.squares(corners_P2, 2)
+        squares_P4 = torch.stack([torch.linalg.vector_norm(part, dim=2) for part in parts]).square().sum(dim=0)
+        weights_P4 = weights_P4 / squares_P4.sqrt().clamp(min=1e-12)
+        index_P4 = torch.arange(weights_P4.numel(), dtype=torch.int32, device=weights_P4.device).view(-1, 4)
+        return torch.cat([weighted_rows(part.flatten(0, 1), index_P4, weights_P4) for part in parts], dim=1)
 
 
 class SDDH(nn.Module):
@@ -140,20 +158,20 @@ class SDDH(nn.Module):
 
     def _describe(self, pyramid: Pyramid, points_K2: Tensor) -> Tensor:
         positions_KM2 = points_K2[:, None] + self._offsets(pyramid, points_K2)
-        index_P4, weights_P4 = bilinear_taps(positions_KM2.flatten(0, 1), pyramid.width, pyramid.height)
-        corners_P4C = pyramid.at(index_P4.flatten()).unflatten(0, index_P4.shape)
-        features_PC = torch.einsum("ptc,pt->pc", corners_P4C, weights_P4)
-        features_PC = F.selu(F.linear(features_PC, self.sf_conv.weight.flatten(1)))
+        features_PC = selu(product(pyramid.sample(positions_KM2.flatten(0, 1)), self.sf_conv.weight.flatten(1)))
         features_KMC = features_PC.unflatten(0, positions_KM2.shape[:2])
-        return F.normalize(features_KMC.flatten(1) @ self.agg_weights.flatten(0, 1), dim=1)
+        return F.normalize(product(features_KMC.flatten(1), self.agg_weights.flatten(0, 1).T), dim=1)
 
     def _offsets(self, pyramid: Pyramid, points_K2: Tensor) -> Tensor:
         """(K, M, 2) px, from the 3 x 3 window of the keypoint, which stays off the last row and column."""
         last = torch.tensor([pyramid.width - 3, pyramid.height - 3], device=points_K2.device)
-        centres_K2 = points_K2.to(torch.int64).clamp(min=1).minimum(last)
-        index_K9, _ = window_taps(centres_K2, 1, pyramid.width, pyramid.height)
-        windows_KC33 = pyramid.at(index_K9.flatten()).unflatten(0, (-1, 3, 3)).permute(0, 3, 1, 2)
-        offsets = self.offset_conv(windows_KC33)[:, :, 0, 0]
+        corners_K2 = points_K2.to(torch.int64).clamp(min=1).minimum(last) - 1
+        windows_K9C = F.normalize(torch.cat(pyramid.squares(corners_K2, 3), dim=2), dim=2)
+        (weight1, bias1), (weight2, bias2) = (
+            (self.get_parameter(f"offset_conv.{i}.weight"), self.get_parameter(f"offset_conv.{i}.bias")) for i in (0, 2)
+        )
+        hidden = F.selu(product(windows_K9C.flatten(1), weight1.permute(0, 2, 3, 1).flatten(1)) + bias1)
+        offsets = F.linear(hidden, weight2.flatten(1), bias2)
         limit_px = max(pyramid.width, pyramid.height) / 4
         return offsets.clamp(-limit_px, limit_px).unflatten(1, (2, -1)).mT
 
@@ -233,6 +251,18 @@ class ALIKED(Pretrained, nn.Module):
         steps_KT2 = flat_to_xy(window_KT.flatten(), width).unflatten(0, window_KT.shape) - pixels_K2[:, None]
         return pixels_K2 + (weights_KT[..., None] * steps_KT2).sum(dim=1)
 
+    def _dense(self, image_3HW: Tensor) -> tuple[Tensor, Pyramid]:
+        """Scores (H, W) and the pyramid of one image."""
+        height, width = image_3HW.shape[1:]
+        if not is_plain_inference(self, image_3HW):
+            scores_BHW, maps = self(image_3HW[None])
+            return scores_BHW[0], Pyramid([level[0] for level in maps], width, height)
+        left, top, right, bottom = _padding(width, height)
+        streamed = prepared(self, image_3HW.dtype, lambda: Streamed(self))
+        scores_HW, maps = streamed(F.pad(image_3HW[None], (left, right, top, bottom), mode="replicate"))
+        pyramid = Pyramid(maps, width, height, streamed.finish)
+        return scores_HW[top : top + height, left : left + width], pyramid
+
     @torch.inference_mode()
     def extract(self, images: Tensor, mask: Tensor | None = None) -> Features:
         """Features of `images` (B, C, H, W) float32 in [0, 1], RGB or grey, in pixels of those images.
@@ -241,13 +271,12 @@ class ALIKED(Pretrained, nn.Module):
         the suppression of non-maxima. A score is the score map's value at the refined keypoint. Order as in `detect`.
         """
         check_images(images, mask)
-        scores_BHW, maps = self(images.expand(-1, 3, -1, -1))
-        height, width = scores_BHW.shape[1:]
+        height, width = images.shape[2:]
         image_size = torch.tensor([[width, height]], device=images.device)
         singles = []
-        for i, scores_HW in enumerate(scores_BHW):
+        for i, image_CHW in enumerate(images):
+            scores_HW, pyramid = self._dense(image_CHW.expand(3, -1, -1))
             points_K2 = self.detect(scores_HW, None if mask is None else mask[i])
-            pyramid = Pyramid([level[i] for level in maps], width, height)
             one = Features(
                 keypoints=points_K2[None],
                 descriptors=self.desc_head(pyramid, points_K2)[None],

@@ -18,8 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from isinglass.extractors.disk_streamed import Gate, Streamed
+from isinglass.ops.convolution import is_plain_inference, product
 from isinglass.ops.deformable import window_taps
 from isinglass.ops.keypoints import flat_to_xy, local_maxima
+from isinglass.ops.units import prepared
 from isinglass.types import Features, Signature, check_images
 from isinglass.weights import Pretrained
 
@@ -120,17 +123,23 @@ class DISK(Pretrained, nn.Module):
         scores_B1HW = F.fold(taps_BTP, context_BCHW.shape[2:], KERNEL, padding=KERNEL // 2) + bias
         return scores_B1HW[:, 0, :height, :width], context_BCHW
 
-    def describe(self, context_CHW: Tensor, pixels_K2: Tensor) -> Tensor:
-        """Descriptors (K, 128) of unit length: the last convolution's other outputs, at those pixels (int64)."""
-        channels, height, width = context_CHW.shape
-        rows_RC = context_CHW.permute(1, 2, 0).reshape(-1, channels)
+    def describe(self, context: Tensor | Gate, pixels_K2: Tensor) -> Tensor:
+        """Descriptors (K, 128) of unit length: the last convolution's other outputs, at those pixels (int64).
+
+        `context` is what that convolution reads, of one padded image: (80, H', W'), or what gives pixels of it.
+        """
+        if isinstance(context, Tensor):
+            rows_RC = context.permute(1, 2, 0).reshape(-1, context.shape[0])
+            (height, width), at = context.shape[1:], lambda index: F.embedding(index, rows_RC)
+        else:
+            height, width, at = context.height, context.width, context.at
         weight = self.get_parameter(f"{HEAD}.weight")[:-1].permute(0, 2, 3, 1).flatten(1)
         bias = self.get_parameter(f"{HEAD}.bias")[:-1]
         descriptors = []
         for chunk_K2 in pixels_K2.split(CHUNK):
             index_KT, inside_KT = window_taps(chunk_K2, KERNEL // 2, width, height)
-            windows_KTC = rows_RC[index_KT].masked_fill(~inside_KT[..., None], 0.0)
-            descriptors.append(F.normalize(F.linear(windows_KTC.flatten(1), weight, bias), dim=1))
+            windows_KTC = at(index_KT.flatten()).unflatten(0, index_KT.shape) * inside_KT[..., None]
+            descriptors.append(F.normalize(product(windows_KTC.flatten(1), weight) + bias, dim=1))
         return torch.cat(descriptors)
 
     def detect(self, scores_HW: Tensor, mask_HW: Tensor | None = None) -> Tensor:
@@ -153,6 +162,16 @@ class DISK(Pretrained, nn.Module):
             index_K = index_K[scores[index_K].topk(count).indices.sort().values]
         return flat_to_xy(index_K, width)
 
+    def _dense(self, image_3HW: Tensor) -> tuple[Tensor, Tensor | Gate]:
+        """Scores (H, W), and the context of descriptors, of one image."""
+        if not is_plain_inference(self, image_3HW):
+            scores_1HW, context_1CHW = self(image_3HW[None])
+            return scores_1HW[0], context_1CHW[0]
+        height, width = image_3HW.shape[1:]
+        streamed = prepared(self, image_3HW.dtype, lambda: Streamed(self))
+        scores_HW, gate = streamed(F.pad(image_3HW[None], (0, -width % STRIDE, 0, -height % STRIDE)))
+        return scores_HW[:height, :width], gate
+
     @torch.inference_mode()
     def extract(self, images: Tensor, mask: Tensor | None = None) -> Features:
         """Features of `images` (B, C, H, W) float32 in [0, 1], RGB or grey, in pixels of those images, in raster order.
@@ -161,15 +180,15 @@ class DISK(Pretrained, nn.Module):
         the suppression of non-maxima. Scores are logits.
         """
         check_images(images, mask)
-        scores_BHW, context_BCHW = self(images.expand(-1, 3, -1, -1))
-        height, width = scores_BHW.shape[1:]
+        height, width = images.shape[2:]
         image_size = torch.tensor([[width, height]], device=images.device)
         singles = []
-        for i, scores_HW in enumerate(scores_BHW):
+        for i, image_CHW in enumerate(images):
+            scores_HW, context = self._dense(image_CHW.expand(3, -1, -1))
             pixels_K2 = self.detect(scores_HW, None if mask is None else mask[i])
             one = Features(
                 keypoints=pixels_K2[None].float(),
-                descriptors=self.describe(context_BCHW[i], pixels_K2)[None],
+                descriptors=self.describe(context, pixels_K2)[None],
                 scores=scores_HW[pixels_K2[:, 1], pixels_K2[:, 0]][None],
                 image_size=image_size,
                 signature=self.signature,

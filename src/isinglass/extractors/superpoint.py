@@ -7,11 +7,13 @@ One class for two published checkpoints of one architecture; they differ in the 
   a detection threshold of 0.0005 for it.
 Parameter names are those of the open checkpoint.
 
-Shapes: B images of C channels and H x W px, h x w cells of 8 x 8 px, D descriptor size, K keypoints.
+Shapes: B images of C channels and H x W px, h x w cells of 8 x 8 px, D descriptor size, K keypoints, R rows of a
+strip, O output channels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,11 +22,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isinglass.ops.colour import luminance
+from isinglass.ops.convolution import (
+    Folded,
+    clear_outside_,
+    framed,
+    is_plain_inference,
+    maxima_2x2,
+    norm_as_affine,
+    strips,
+)
 from isinglass.ops.keypoints import clear_border, flat_to_xy, sample_bilinear, select_keypoints, suppress_non_maxima
+from isinglass.ops.units import prepared
 from isinglass.types import Features, Signature, check_images
 from isinglass.weights import Pretrained
 
 CELL = 8  # px
+REACH = 2  # rows that two blocks read beyond each end of a strip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +66,57 @@ class Block(nn.Module):
         """(B, outputs, H, W)."""
         x_BCHW = self.conv(x_BCHW)
         return self.bn(F.relu(x_BCHW, inplace=True) if self.relu else x_BCHW)
+
+
+class FoldedBlock:
+    """A block at inference, on strips of rows. Batch norm comes after ReLU, so it is a pass of its own."""
+
+    def __init__(self, block: Block) -> None:
+        self.conv, self.relu = Folded(block.conv), block.relu
+        self.affine = None
+        if isinstance(block.bn, nn.BatchNorm2d):
+            self.affine = [one.to(block.conv.weight.dtype)[:, None, None] for one in norm_as_affine(block.bn)]
+
+    def __call__(self, x_1CRW: Tensor) -> Tensor:
+        """(1, O, R - 2, W) if the kernel is 3 px wide, (1, O, R, W) if 1."""
+        y_1CRW = self.conv(x_1CRW)
+        if self.relu:
+            y_1CRW.relu_()
+        return y_1CRW if self.affine is None else torch.addcmul(self.affine[1], y_1CRW, self.affine[0])
+
+
+class Streamed:
+    """`SuperPoint.forward` of one image, rearranged for inference on a CPU: strip by strip, so that it stays in caches.
+
+    The plain modules are the slow twin.
+    """
+
+    def __init__(self, model: SuperPoint) -> None:
+        parts = (*model.backbone, model.detector, model.descriptor)
+        folded = [[FoldedBlock(one) for one in part.children() if isinstance(one, Block)] for part in parts]
+        self.stages, self.heads = folded[:-2], folded[-2:]
+
+    def __call__(self, grey_11HW: Tensor) -> tuple[Tensor, Tensor]:
+        """What the detector's and the descriptor's last layers give, (1, 65, h, w) and (1, D, h, w)."""
+        x = framed(1, *grey_11HW.shape[2:], frame=REACH, like=grey_11HW)
+        x[:, :, REACH:-REACH] = grey_11HW
+        for i, stage in enumerate(self.stages):
+            x = self._stage(stage, x, pool=i + 1 < len(self.stages))
+        x = x[:, :, 1:-1]
+        detector, descriptor = (last(first(x)) for first, last in self.heads)
+        return detector, descriptor
+
+    def _stage(self, blocks: Sequence[FoldedBlock], x_1CHW: Tensor, *, pool: bool) -> Tensor:
+        """Two blocks and, perhaps, the maximum of each 2 x 2 px; of a framed map, and framed."""
+        block1, block2 = blocks
+        height, width, shrink = x_1CHW.shape[2] - 2 * REACH, x_1CHW.shape[3], 1 + pool
+        out = framed(block2.conv.outputs, height // shrink, width // shrink, frame=REACH, like=x_1CHW)
+        for first, last in strips(height):
+            y = clear_outside_(block1(x_1CHW[:, :, first : last + 2 * REACH]), first - 1, height)
+            y = block2(y)
+            rows = out[:, :, REACH + first // shrink : REACH + last // shrink]
+            rows[:] = maxima_2x2(y) if pool else y
+        return out
 
 
 class SuperPoint(Pretrained, nn.Module):
@@ -90,10 +154,16 @@ class SuperPoint(Pretrained, nn.Module):
 
         The last H mod 8 rows and W mod 8 columns have no scores.
         """
-        features_BChw = self.backbone(luminance(images_BCHW))
-        probability_BChw = self.detector(features_BChw).softmax(dim=1)[:, :-1]
-        scores_BHW = F.pixel_shuffle(probability_BChw, CELL)[:, 0]
-        return scores_BHW, F.normalize(self.descriptor(features_BChw), dim=1)
+        grey_B1HW = luminance(images_BCHW)
+        if is_plain_inference(self, images_BCHW) and not torch.is_grad_enabled():
+            streamed = prepared(self, grey_B1HW.dtype, lambda: Streamed(self))
+            each = [streamed(one[None]) for one in grey_B1HW]
+            detector_BChw, descriptor_BDhw = (torch.cat(maps) for maps in zip(*each, strict=True))
+        else:
+            features_BChw = self.backbone(grey_B1HW)
+            detector_BChw, descriptor_BDhw = self.detector(features_BChw), self.descriptor(features_BChw)
+        scores_BHW = F.pixel_shuffle(detector_BChw.softmax(dim=1)[:, :-1], CELL)[:, 0]
+        return scores_BHW, F.normalize(descriptor_BDhw, dim=1)
 
     @torch.inference_mode()
     def extract(self, images: Tensor, mask: Tensor | None = None) -> Features:

@@ -19,7 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from isinglass.ops.convolution import fused, is_plain_inference
 from isinglass.ops.keypoints import flat_to_xy, local_maxima, select_keypoints
+from isinglass.ops.units import prepared
 from isinglass.types import Features, Signature, check_images
 from isinglass.weights import Pretrained
 
@@ -86,7 +88,7 @@ class XFeat(Pretrained, nn.Module):
         Keypoint probabilities (B, H, W), reliabilities (B, 1, h, w) in [0, 1], descriptors (B, D, h, w) of unit
         length. The image is normalised to zero mean and unit variance, so brightness and contrast do not matter.
         """
-        x_B1HW = F.instance_norm(images_BCHW.mean(dim=1, keepdim=True))
+        x_B1HW = F.instance_norm(_grey(images_BCHW))
         x2 = self.block2(self.block1(x_B1HW) + self.skip1(x_B1HW))
         x3 = self.block3(x2)
         x4 = self.block4(x3)
@@ -109,8 +111,9 @@ class XFeat(Pretrained, nn.Module):
         check_images(images, mask)
         height, width = images.shape[-2:]
         inner_height, inner_width = (max(side // STRIDE, 1) * STRIDE for side in (height, width))
-        resized = F.interpolate(images, (inner_height, inner_width), mode="bilinear")
-        heatmap_BHW, reliability_B1hw, descriptors_BDhw = self(resized)
+        resized = F.interpolate(_grey(images), (inner_height, inner_width), mode="bilinear")
+        network = prepared(self, images.dtype, lambda: fused(self)) if is_plain_inference(self, images) else self
+        heatmap_BHW, reliability_B1hw, descriptors_BDhw = network(resized)
         maxima_BHW = local_maxima(heatmap_BHW, self.config.nms_radius)
         maxima_BHW[:, -1], maxima_BHW[:, :, -1] = False, False  # where the published code reads beyond its map
         if min(height, width) < CELL:
@@ -137,6 +140,10 @@ class XFeat(Pretrained, nn.Module):
             )
             singles.append(one)
         return Features.stack(singles)
+
+
+def _grey(images_BCHW: Tensor) -> Tensor:
+    return images_BCHW if images_BCHW.shape[1] == 1 else images_BCHW.mean(dim=1, keepdim=True)
 
 
 def _sample(map_Chw: Tensor, points_K2: Tensor, mode: str) -> Tensor:

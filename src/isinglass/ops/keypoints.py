@@ -12,8 +12,23 @@ from torch import Tensor
 
 def local_maxima(scores_BHW: Tensor, radius: int) -> Tensor:
     """(B, H, W) bool: pixels that are a maximum of the (2 radius + 1)-wide square around them."""
-    pooled = F.max_pool2d(scores_BHW[:, None], 2 * radius + 1, stride=1, padding=radius)
-    return scores_BHW == pooled[:, 0]
+    return scores_BHW == square_maxima(scores_BHW, radius)
+
+
+def square_maxima(map_BHW: Tensor, radius: int) -> Tensor:
+    """(B, H, W) of the same dtype, bool too: the maximum of the (2 radius + 1)-wide square around each pixel.
+
+    Along columns, then along rows, by windows that double: many times as fast on a CPU as `max_pool2d`.
+    """
+    outside = float("-inf") if map_BHW.is_floating_point() else 0
+    for dim, sides in ((1, (0, 0, radius, radius)), (2, (radius, radius, 0, 0))):
+        map_BHW, width = F.pad(map_BHW, sides, value=outside), 1
+        while width < 2 * radius + 1:
+            step = min(width, 2 * radius + 1 - width)
+            rest = map_BHW.shape[dim] - step
+            map_BHW = torch.maximum(map_BHW.narrow(dim, 0, rest), map_BHW.narrow(dim, step, rest))
+            width += step
+    return map_BHW
 
 
 def suppress_non_maxima(scores_BHW: Tensor, radius: int, rounds: int = 2) -> Tensor:
@@ -24,7 +39,7 @@ def suppress_non_maxima(scores_BHW: Tensor, radius: int, rounds: int = 2) -> Ten
     """
     maxima = local_maxima(scores_BHW, radius)
     for _ in range(rounds):
-        near = F.max_pool2d(maxima.to(scores_BHW.dtype)[:, None], 2 * radius + 1, stride=1, padding=radius)[:, 0] > 0
+        near = square_maxima(maxima, radius)
         remaining = scores_BHW.masked_fill(near, 0.0)
         maxima = maxima | (local_maxima(remaining, radius) & ~near)
     return scores_BHW.masked_fill(~maxima, 0.0)
