@@ -135,7 +135,7 @@ def measure_times(work):
     for name, threshold_px in (("homography", 2.0), ("redkitchen", 1.0)):
         kept = RESULTS / f"tune-{name}.json"
         if not kept.is_file():
-            search = Search(threshold_px=threshold_px, filters=(0.05, 0.1, 0.2), repeats=2)
+            search = Search(threshold_px=threshold_px, filters=(0.05, 0.1, 0.2), repeats=1)
             tune(load(name, work), Pipeline(**SETTINGS[name]), work / name, search)
             shutil.copyfile(work / name / f"tune-{name}-lightglue-aliked.json", kept)
             print(f"tuned on {name}: {json.loads(kept.read_text())['chosen']}", flush=True)

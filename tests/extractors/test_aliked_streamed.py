@@ -47,8 +47,8 @@ def assert_equal_maps(model, image):
 @pytest.mark.parametrize("strip", [8, 16, 32])  # several strips, and a shorter last one
 @pytest.mark.parametrize(("variant", "size"), [("n16", (90, 70)), ("t16", (33, 100)), ("t16", (17, 5))])
 def test_equals_plain_modules(monkeypatch, strip, variant, size):
-    monkeypatch.setattr(convolution, "STRIP", strip)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(convolution, "STRIP_PIXELS", 1)
+    monkeypatch.setattr(convolution, "LEAST_ROWS", strip)
     assert_equal_maps(random_model(variant=variant), torch.rand(3, *size))
 
 

@@ -75,8 +75,8 @@ CASES = [
 @pytest.mark.parametrize("strip", [8, 16, 32])  # several strips, and a shorter last one
 @pytest.mark.parametrize(("kind", "options", "size"), CASES)
 def test_equals_plain_modules(monkeypatch, strip, kind, options, size):
-    monkeypatch.setattr(convolution, "STRIP", strip)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(convolution, "STRIP_PIXELS", 1)
+    monkeypatch.setattr(convolution, "LEAST_ROWS", strip)
     assert_equal_maps(random_model(kind, **options), torch.rand(3 if kind is DISK else 1, *size))
 
 
@@ -115,8 +115,8 @@ def framed_like(x):
 @pytest.mark.parametrize("size", [(1, 1), (1, 5), (7, 1), (9, 12)])
 def test_gate_equals_upsampling_joining_and_norm(monkeypatch, size, strip):
     """Of maps with means and scales of their own, which instance norm must take away."""
-    monkeypatch.setattr(convolution, "STRIP", strip)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(convolution, "STRIP_PIXELS", 1)
+    monkeypatch.setattr(convolution, "LEAST_ROWS", strip)
     scales = torch.tensor([1.0, 10.0, 0.1])[:, None, None]
     coarse, fine = torch.randn(1, 3, *size) * scales + 2 * scales, torch.randn(1, 2, 2 * size[0], 2 * size[1]) + 5
     prelu = nn.PReLU(5)
@@ -125,7 +125,7 @@ def test_gate_equals_upsampling_joining_and_norm(monkeypatch, size, strip):
     with torch.inference_mode():
         expected = F.pad(prelu(F.instance_norm(joined)), (0, 0, 2, 2))
         gate = Gate(prelu, framed_like(fine), framed_like(coarse))
-        for first, last in convolution.strips(2 * size[0]):
+        for first, last in convolution.strips(2 * size[0], 2 * size[1]):
             torch.testing.assert_close(gate.strip(first, last), expected[:, :, first : last + 4], atol=1e-3, rtol=0)
         found = gate.at(torch.arange(fine[0, 0].numel()))
         torch.testing.assert_close(found, rows_of(expected[:, :, 2:-2]), atol=1e-3, rtol=0)

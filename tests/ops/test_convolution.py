@@ -69,10 +69,11 @@ def test_folded_equals_convolution_and_batch_norm(kernel, bias):
 
 
 def test_strips_cover_all_rows_once(monkeypatch):
-    monkeypatch.setattr(convolution, "STRIP", 4)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    assert strips(30) == [(0, 12), (12, 24), (24, 30)]
-    assert strips(12, stride=2) == [(0, 6), (6, 12)]
+    monkeypatch.setattr(convolution, "STRIP_PIXELS", 1000)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    assert strips(130, 80) == [(0, 48), (48, 96), (96, 130)]
+    assert strips(32, 40, stride=2) == [(0, 24), (24, 32)]
+    assert strips(32, 10**6) == [(0, 16), (16, 32)]
 
 
 @torch.inference_mode()

@@ -106,7 +106,7 @@ class Streamed:
         pooled = framed(outputs, height // pool, width // pool, frame=next_frame, like=x_1CHW)
         kept = framed((outputs, align.outputs)[i], height, width, like=x_1CHW)
         part = framed(self.head[0].weight.shape[1], height, width, frame=frame, like=x_1CHW)
-        for first, last in strips(height, stride=i + 1):
+        for first, last in strips(height, width, stride=i + 1):
             strip = block(x_1CHW[:, :, first : last + 2 * REACH], first, height)
             aligned = selu_of_scaled_(align(strip))
             kept[:, :, first:last] = aligned if i else strip
@@ -116,8 +116,8 @@ class Streamed:
 
     def _scores(self, part_1CHW: Tensor, coarser: Sequence[Upsampled]) -> Tensor:
         """The score map head (III-C) from the four parts of its first layer."""
-        height, scores = part_1CHW.shape[2] - 2 * HEAD_REACH, []
-        for first, last in strips(height):
+        height, width, scores = part_1CHW.shape[2] - 2 * HEAD_REACH, part_1CHW.shape[3], []
+        for first, last in strips(height, width):
             x = add_upsampled(part_1CHW[:, :, first : last + 2 * HEAD_REACH], coarser, first - HEAD_REACH)
             for i, conv in enumerate(self.head, start=1):
                 x = conv(clear_outside_(selu_of_scaled_(x), first - HEAD_REACH + i - 1, height))

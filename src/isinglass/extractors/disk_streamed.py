@@ -42,7 +42,7 @@ class Gate:
         mean, variance = (torch.cat(one) for one in zip(*moments, strict=True))
         self.gain = (variance + EPS).rsqrt() if self.height * self.width > 1 else torch.zeros_like(mean)
         self.shift = -mean * self.gain
-        rows = strips(self.height)[0][1] + 2 * REACH
+        rows = strips(self.height, self.width)[0][1] + 2 * REACH
         self.buffers = [framed(len(mean), rows, self.width, like=fine_1CHW) for _ in range(2)]
 
     def strip(self, first: int, last: int) -> Tensor:
@@ -105,7 +105,7 @@ class Streamed:
     def _scores(self, gate: Gate) -> Tensor:
         """The last convolution's one output that is wanted everywhere: first over channels, then over the window."""
         scores = []
-        for first, last in strips(gate.height):
+        for first, last in strips(gate.height, gate.width):
             x = gate.strip(first, last)
             taps_TN = self.score_taps @ rows_of(x).T
             summed = F.fold(taps_TN[None], x.shape[2:], KERNEL, padding=REACH)
@@ -122,7 +122,7 @@ def _convolved(strip: Callable[[int, int], Tensor], like_1CHW: Tensor, weights: 
     """The convolution of what `strip(first, last)` gives, of a map of the same size as another."""
     height, width = like_1CHW.shape[2] - 2 * REACH, like_1CHW.shape[3]
     out = framed(len(weights[1]), height, width, frame=REACH, like=like_1CHW)
-    for first, last in strips(height):
+    for first, last in strips(height, width):
         out[:, :, REACH + first : REACH + last] = F.conv2d(strip(first, last), *weights, padding=(0, REACH))
     return out
 
@@ -131,7 +131,7 @@ def _halved(x_1CHW: Tensor) -> Tensor:
     """The mean of each 2 x 2 px."""
     _, channels, height, width = x_1CHW.shape
     out = framed(channels, height // 2 - REACH, width // 2, frame=REACH, like=x_1CHW)
-    for first, last in strips(height - 2 * REACH):
+    for first, last in strips(height - 2 * REACH, width):
         rows = F.avg_pool2d(x_1CHW[:, :, REACH + first : REACH + last], 2)
         out[:, :, REACH + first // 2 : REACH + last // 2] = rows
     return out
@@ -157,7 +157,7 @@ def _moments(x_1CHW: Tensor, *, doubled: bool = False) -> tuple[Tensor, Tensor]:
     a stencil of 3/8, 5/4, 3/8, the frame being equal to the border.
     """
     height, width = x_1CHW.shape[2] - 2 * REACH, x_1CHW.shape[3]
-    ranges = strips(height)
+    ranges = strips(height, width)
     sums = [rows_of(x_1CHW[:, :, REACH + first : REACH + last]).sum(dim=0) for first, last in ranges]
     mean_C = torch.stack(sums).sum(dim=0) / (height * width)
     squares = []

@@ -111,7 +111,7 @@ class Streamed:
         block1, block2 = blocks
         height, width, shrink = x_1CHW.shape[2] - 2 * REACH, x_1CHW.shape[3], 1 + pool
         out = framed(block2.conv.outputs, height // shrink, width // shrink, frame=REACH, like=x_1CHW)
-        for first, last in strips(height):
+        for first, last in strips(height, width):
             y = clear_outside_(block1(x_1CHW[:, :, first : last + 2 * REACH]), first - 1, height)
             y = block2(y)
             rows = out[:, :, REACH + first // shrink : REACH + last // shrink]

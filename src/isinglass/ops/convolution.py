@@ -23,7 +23,8 @@ from isinglass.ops.linear import ROWS, Affine, rows_product
 
 SELU_SCALE = 1.0507009873554804934193349852946  # lambda and alpha of Klambauer et al., NeurIPS 2017, arXiv 1706.02515
 SELU_ALPHA = 1.6732632423543772848170429916717
-STRIP = 32  # rows at full resolution, for each thread
+STRIP_PIXELS = 32 * 1024  # of a strip at full resolution, for each thread
+LEAST_ROWS = 16  # of a strip, as each reads a few more at its ends
 
 
 _Model = TypeVar("_Model", bound=nn.Module)
@@ -190,9 +191,13 @@ def clear_outside_(x_1CRW: Tensor, first: int, height: int) -> Tensor:
     return x_1CRW
 
 
-def strips(height: int, stride: int = 1) -> list[tuple[int, int]]:
-    """First row, and the one after the last, of strips of a map whose pixels are `stride` px wide."""
-    rows = STRIP * torch.get_num_threads() // stride
+def strips(height: int, width: int, stride: int = 1) -> list[tuple[int, int]]:
+    """First row, and the one after the last, of the strips of a map; `stride` is how many px its pixels are wide.
+
+    All but the last have as many rows, a multiple of 8 as long as LEAST_ROWS is one.
+    """
+    pixels = STRIP_PIXELS * torch.get_num_threads() // stride**2
+    rows = max(pixels // width // 8 * 8, LEAST_ROWS)
     return [(first, min(first + rows, height)) for first in range(0, height, rows)]
 
 
