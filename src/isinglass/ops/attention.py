@@ -79,16 +79,26 @@ class Packed:
         return attend_packed(q, k, v, self.lengths, partner)
 
 
-def attend_packed(q_HTD: Tensor, k_HTD: Tensor, v_HTD: Tensor, lengths: Sequence[int], partner: int) -> Tensor:
-    """(T, H, D): every token attends to its own view (`partner` 0) or to the other one of its pair (1)."""
+def attend_packed(
+    q_HTD: Tensor, k_HTD: Tensor, v_HTD: Tensor, lengths: Sequence[int], partner: int, rows: int | None = None
+) -> Tensor:
+    """(T, H, D): every token attends to its own view (`partner` 0) or to the other one of its pair (1).
+
+    With more `rows` than T those that follow are 0.
+    """
     if v_HTD.device.type == "cuda" and v_HTD.dtype in (torch.float16, torch.bfloat16):
-        return attend_at_once(q_HTD, k_HTD, v_HTD, lengths, partner)
+        out_THD = attend_at_once(q_HTD, k_HTD, v_HTD, lengths, partner)
+        return F.pad(out_THD, (0, 0, 0, 0, 0, (rows or len(out_THD)) - len(out_THD)))
     queries, keys, values = (x.split(list(lengths), dim=1) for x in (q_HTD, k_HTD, v_HTD))
-    out_THD = v_HTD.new_zeros(q_HTD.shape[1], q_HTD.shape[0], q_HTD.shape[2])
-    for i, segment in enumerate(out_THD.split(list(lengths))):
+    used = q_HTD.shape[1]
+    out_THD = v_HTD.new_empty(rows or used, q_HTD.shape[0], q_HTD.shape[2])
+    out_THD[used:] = 0
+    for i, segment in enumerate(out_THD[:used].split(list(lengths))):
         j = i ^ partner  # segments 2 p and 2 p + 1 are the two views of pair p
         if lengths[i] and lengths[j]:
             attend(queries[i], keys[j], values[j], segment)
+        else:
+            segment.zero_()
     return out_THD
 
 
@@ -127,18 +137,24 @@ def attend_blocked(q_HND: Tensor, k_HMD: Tensor, v_HMD: Tensor, out_NHD: Tensor)
     Queries and keys come in multiples of ROWS, so that oneDNN meets few shapes; those that fill up get no attention.
     """
     num_queries, num_keys = q_HND.shape[1], k_HMD.shape[1]
-    q_HND = F.pad(q_HND.float() * q_HND.shape[-1] ** -0.5, (0, 0, 0, -num_queries % ROWS))
-    k_HMD, v_HMD = (F.pad(x, (0, 0, 0, -num_keys % ROWS)) for x in (k_HMD.float(), v_HMD))
+    q_HND = _filled(q_HND.float() * q_HND.shape[-1] ** -0.5)
+    k_HMD, v_HMD = _filled(k_HMD.float()), _filled(v_HMD)
     block = min(BLOCK * torch.get_num_threads(), q_HND.shape[1])
     starts = [min(start, q_HND.shape[1] - block) for start in range(0, q_HND.shape[1], block)]
     for h in range(q_HND.shape[0]):
         k_MD, v_DM = k_HMD[h].contiguous(), v_HMD[h].T.contiguous()
         for start in starts:  # the last block may overlap the one before: all are of one shape
             similarity_NM = rows_product(q_HND[h, start : start + block], k_MD)
-            similarity_NM[:, num_keys:] = -torch.inf
+            if k_MD.shape[0] > num_keys:
+                similarity_NM[:, num_keys:] = -torch.inf
             torch.softmax(similarity_NM, dim=-1, out=similarity_NM)
             attended_ND = rows_product(similarity_NM.to(v_DM.dtype), v_DM)
             out_NHD[start : start + block, h] = attended_ND[: num_queries - start]
+
+
+def _filled(x_HND: Tensor) -> Tensor:
+    missing = -x_HND.shape[1] % ROWS
+    return F.pad(x_HND, (0, 0, 0, missing)) if missing else x_HND  # a pad of nothing would copy
 
 
 @functools.cache

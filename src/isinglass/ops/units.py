@@ -71,21 +71,25 @@ class Unit:
 
         `turn` rotates queries and keys (2 H, T, C), float32, in place.
         """
-        streams_TSC = torch.cat([self.project(x) for x in x_TD.split(_chunk())])
-        streams_TSC = streams_TSC.unflatten(1, (-1, x_TD.shape[1] // self.heads))[: sum(lengths)]
-        of_pairs_SUC = streams_TSC[:, : -self.heads].transpose(0, 1).to(torch.float32, copy=True).contiguous()
+        used, channels = sum(lengths), x_TD.shape[1] // self.heads
+        streams_TSC = _joined([self.project(x) for x in x_TD.split(_chunk())]).unflatten(1, (-1, channels))
+        num_streams = streams_TSC.shape[1] - self.heads
+        of_pairs_SUC = x_TD.new_empty(num_streams, used, channels, dtype=torch.float32)
+        of_pairs_SUC.copy_(streams_TSC[:used, :num_streams].transpose(0, 1))
         if turn is not None:
             turn(of_pairs_SUC)
         query, key = of_pairs_SUC[: self.heads], of_pairs_SUC[-self.heads :]
-        value = streams_TSC[:, -self.heads :].transpose(0, 1)
-        message_TD = torch.zeros_like(x_TD)
-        attended_UHC = attend_packed(query, key, value, lengths, int(self.is_cross))
-        message_TD[: len(attended_UHC)] = attended_UHC.flatten(1)
-        out_TD = torch.empty_like(x_TD)
-        for out, x, message in zip(*(tokens.split(_chunk()) for tokens in (out_TD, x_TD, message_TD)), strict=True):
+        value = streams_TSC[:used, num_streams:].transpose(0, 1)
+        message_TD = attend_packed(query, key, value, lengths, int(self.is_cross), rows=len(x_TD)).flatten(1)
+        states = []
+        for x, message in zip(x_TD.split(_chunk()), message_TD.split(_chunk()), strict=True):
             hidden = self.between(self.from_message.plus(message, self.from_state(x)))
-            out.copy_(self.to_state.plus(hidden, x))
-        return out_TD
+            states.append(self.to_state.plus(hidden, x))
+        return _joined(states)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _chunk() -> int:
