@@ -32,6 +32,11 @@ def table(rows):
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
+def signed(value):
+    """With one decimal, and no minus before 0."""
+    return f"{round(value, 1) + 0.0:+.1f}"
+
+
 def wrapped(text, width=118):
     """Its paragraphs in lines of that many characters; tables and headings stay."""
     lines = []
@@ -139,10 +144,10 @@ class Page:
             setting, here, there = one["setting"], one["here"], one["held_out"]
             remark = "chosen" if one["is_chosen"] else "all layers" if one is full else ""
             remark = remark or ("the weights' own" if setting == own else "")
-            low, high = there["lost_interval"] or (0.0, 0.0)
+            interval = " ({} to {})".format(*map(signed, there["lost_interval"])) if there["lost_interval"] else ""
             cells = ["off" if value is None else f"{value:g}" for value in setting.values()]
-            cells += [f"{here['relative_time']:.2f}", f"{here['lost']:+.1f}", f"{there['relative_time']:.2f}"]
-            rows.append([*cells, f"{there['lost']:+.1f} ({low:+.1f} to {high:+.1f})", remark])
+            cells += [f"{here['relative_time']:.2f}", signed(here["lost"]), f"{there['relative_time']:.2f}"]
+            rows.append([*cells, signed(there["lost"]) + interval, remark])
         return result, table(rows)
 
     def trade_off(self, results):
@@ -226,10 +231,10 @@ def verdict(result, rows):
     """A sentence, then the table."""
     one = next(one for one in result["trials"] if one["is_chosen"])
     there, (here_pairs, held_pairs) = one["held_out"], result["num_pairs"]
-    low, high = there["lost_interval"]
+    low, high = map(signed, there["lost_interval"])
     return (
         f"{result['judged_by']}; {here_pairs} pairs to choose on, {held_pairs} held out. The chosen setting is "
         f"{1 / there['relative_time']:.2f} times as fast as all layers on the held-out pairs, and loses "
-        f"{there['lost']:+.2f} AUC points there ({low:+.2f} to {high:+.2f}); the budget is {result['budget']:g}."
+        f"{signed(there['lost'])} AUC points there ({low} to {high}); the budget is {result['budget']:g}."
         f"\n\n{rows}"
     )
