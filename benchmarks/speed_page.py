@@ -263,7 +263,7 @@ def draw_photos(results):
     axes.set(ylabel="time, ms")
     axes.grid(color="0.9", axis="y")
     axes.set_axisbelow(True)
-    axes.legend(frameon=False, fontsize="small")
+    axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(0.0, 1.0), ncols=2)
     save(figure, "photos")
 
 
