@@ -306,9 +306,9 @@ def distinct_views(pairs: Sequence[tuple[Features, Features]]) -> tuple[list[Fea
     What a matcher does before views meet it need do but once for each: one image against many is the usual case.
     """
     views = [view for pair in pairs for view in pair]
-    place = {key: i for i, key in enumerate(dict.fromkeys(map(id, views)))}
-    by_id = {id(view): view for view in views}
-    return [by_id[key] for key in place], [place[id(view)] for view in views]
+    distinct = {id(view): view for view in views}
+    place = {key: i for i, key in enumerate(distinct)}
+    return list(distinct.values()), [place[id(view)] for view in views]
 
 
 def chunk_pairs(

@@ -10,8 +10,9 @@ from isinglass.matchers.lightglue import LightGlue, LightGlueConfig, SelfAttenti
 from isinglass.matchers.superglue import SuperGlue, SuperGlueConfig
 from isinglass.ops import units
 from isinglass.ops.attention import Packed
+from isinglass.ops.linear import ROWS, padded_rows
 from isinglass.ops.rotary import Rotation
-from isinglass.ops.units import padded_rows, prepared
+from isinglass.ops.units import prepared
 from support import make_pair
 
 WIDTH, HEADS, LENGTHS = 64, 4, (40, 70, 3, 0, 90, 11)
@@ -47,7 +48,7 @@ def test_units_of_lightglue_are_its_layers(monkeypatch, dtype, chunk):
         (layer.cross_attention, layer.cross_attention(x, Packed(LENGTHS)), None),
     ):
         found = unit.prepared(dtype)(padded_rows(x.to(dtype)), LENGTHS, turn)
-        assert len(found) % units.ROWS == 0
+        assert len(found) % ROWS == 0
         torch.testing.assert_close(found[: len(x)].float(), expected, rtol=0, atol=LOOSE[dtype])
 
 

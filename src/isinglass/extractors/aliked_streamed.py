@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from isinglass.ops.convolution import (
     SELU_SCALE,
     Folded,
     Upsampled,
     add_upsampled,
+    as_conv,
     clear_outside_,
     framed,
     map_of,
@@ -42,8 +43,8 @@ class FoldedBlock:
     """A block of plain convolutions."""
 
     def __init__(self, block: Block) -> None:
-        self.conv1 = Folded(_plain(block.conv1), block.bn1, scale=SELU_SCALE)
-        self.conv2 = Folded(_plain(block.conv2), block.bn2, scale=SELU_SCALE)
+        self.conv1 = Folded(as_conv(block.conv1), block.bn1, scale=SELU_SCALE)
+        self.conv2 = Folded(as_conv(block.conv2), block.bn2, scale=SELU_SCALE)
         self.downsample = None if block.downsample is None else Folded(block.downsample, scale=SELU_SCALE)
 
     def __call__(self, x_1CRW: Tensor, first: int, height: int) -> Tensor:
@@ -72,9 +73,9 @@ class Streamed:
         aligning = model.conv1, model.conv2, model.conv3, model.conv4
         self.align = [Folded(conv, scale=SELU_SCALE) for conv in aligning]
         first, _, *convs, last = (model.score_head[i] for i in (0, 1, 2, 4, 6))
-        parts = _plain(first).weight.flatten(1).chunk(4, dim=1)
+        parts = as_conv(first).weight.flatten(1).chunk(4, dim=1)
         self.parts = [Affine(weight * SELU_SCALE) for weight in parts]
-        self.head = [*(Folded(_plain(conv), scale=SELU_SCALE) for conv in convs), Folded(_plain(last))]
+        self.head = [*(Folded(as_conv(conv), scale=SELU_SCALE) for conv in convs), Folded(as_conv(last))]
 
     def __call__(self, padded_13HW: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Scores (H, W) in [0, 1] and the pyramid's maps (C, h, w), the first of which is for `finish`."""
@@ -123,8 +124,3 @@ class Streamed:
                 x = conv(clear_outside_(selu_of_scaled_(x), first - HEAD_REACH + i - 1, height))
             scores.append(x[0, 0])
         return torch.cat(scores).sigmoid_()
-
-
-def _plain(module: nn.Module) -> nn.Conv2d:
-    assert isinstance(module, nn.Conv2d)
-    return module

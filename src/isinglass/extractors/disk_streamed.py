@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from isinglass.ops.convolution import clear_outside_, folded_weights, framed, rows_of, strips
+from isinglass.ops.convolution import as_conv, clear_outside_, folded_weights, framed, rows_of, strips
 from isinglass.ops.deformable import bilinear_taps, weighted_rows
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Streamed:
     def __init__(self, model: DISK) -> None:
         down = [path.get_submodule("1") for path in model.unet.path_down]
         up = [path.get_submodule("conv") for path in model.unet.path_up]
-        self.first, *convs = (folded_weights(_conv(one.get_submodule("3"))) for one in (*down, *up))
+        self.first, *convs = (folded_weights(as_conv(one.get_submodule("3"))) for one in (*down, *up))
         prelus = [one.get_submodule("1") for one in (*down[1:], *up)]
         self.gated = [(one, weights) for one, weights in zip(prelus, convs, strict=True) if isinstance(one, nn.PReLU)]
         weight, bias = convs[-1]
@@ -111,11 +111,6 @@ class Streamed:
             summed = F.fold(taps_TN[None], x.shape[2:], KERNEL, padding=REACH)
             scores.append(summed[0, 0, REACH:-REACH] + self.score_bias)
         return torch.cat(scores)
-
-
-def _conv(module: nn.Module) -> nn.Conv2d:
-    assert isinstance(module, nn.Conv2d)
-    return module
 
 
 def _convolved(strip: Callable[[int, int], Tensor], like_1CHW: Tensor, weights: tuple[Tensor, Tensor]) -> Tensor:

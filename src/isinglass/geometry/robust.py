@@ -114,11 +114,9 @@ def _estimate(x0_M2: Floats, x1_M2: Floats, kind: Kind, threshold_px: float, see
     else:
         options["max_epipolar_error"] = threshold_px
         model, _ = poselib.estimate_fundamental(x0_M2, x1_M2, options, {})
-    if not np.isfinite(model).all() or not model.any():
+    model, inliers = fitted(model, kind, x0_M2, x1_M2, threshold_px)
+    if model is None:
         return none
-    model = model / (model[2, 2] if kind == "homography" and model[2, 2] else np.linalg.norm(model))
-    error_M = (transfer_error if kind == "homography" else epipolar_error)(model, x0_M2, x1_M2)
-    inliers = error_M <= threshold_px
     log_alarms = _log_false_alarms(
         _distinct(x0_M2, x1_M2, threshold_px),
         _distinct(x0_M2[inliers], x1_M2[inliers], threshold_px),
@@ -129,6 +127,17 @@ def _estimate(x0_M2: Floats, x1_M2: Floats, kind: Kind, threshold_px: float, see
     if log_alarms >= math.log(MAX_FALSE_ALARMS) or on_a_line(x0_M2[inliers], x1_M2[inliers], threshold_px):
         return none
     return RobustResult(model=model, kind=kind, inliers=inliers, threshold_px=threshold_px, solver="poselib")
+
+
+def fitted(
+    model: Floats | None, kind: Kind, x0_M2: Floats, x1_M2: Floats, threshold_px: float
+) -> tuple[Floats | None, NDArray[np.bool_]]:
+    """The model scaled as `RobustResult` says, None where it is none, and which matches agree with it (M,)."""
+    if model is None or not np.isfinite(model).all() or not model.any():
+        return None, np.zeros(len(x0_M2), bool)
+    scaled = model / (model[2, 2] if kind == "homography" and model[2, 2] else np.linalg.norm(model))
+    error_M = (transfer_error if kind == "homography" else epipolar_error)(scaled, x0_M2, x1_M2)
+    return scaled, error_M <= threshold_px
 
 
 def _log_false_alarms(matches: int, inliers: int, chance: float, *, sample: int, models: int) -> float:

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from isinglass.errors import InputError, MissingExtra
 from isinglass.geometry.camera import calibrated, essential_from_pose
 from isinglass.geometry.dlt import weighted_dlt
-from isinglass.geometry.robust import RobustResult, checked_points, on_a_line
+from isinglass.geometry.robust import RobustResult, checked_points, fitted, on_a_line
 from isinglass.geometry.two_view import Floats, epipolar_error, transfer_error
 
 POSE_SOLVERS = ("opencv-ransac", "opencv-magsac", "poselib", "pycolmap")  # and for fundamental matrices
@@ -91,11 +91,7 @@ def solve_homography(
         model = _pycolmap_homography(_package("pycolmap"), points, threshold_px, seed)
     else:
         model = _opencv_homography(_package("cv2"), _shuffled(points, seed), solver, threshold_px)
-    if model is None or not np.isfinite(model).all() or not model.any():
-        model, inliers = None, np.zeros(len(x0_M2), bool)
-    else:
-        model = model / (model[2, 2] if model[2, 2] else np.linalg.norm(model))
-        inliers = transfer_error(model, x0_M2, x1_M2) <= threshold_px
+    model, inliers = fitted(model, "homography", x0_M2, x1_M2, threshold_px)
     support = inliers
     if solver == "dlt":
         support = np.ones_like(inliers) if scores is None else np.asarray(scores) > 0
@@ -122,11 +118,7 @@ def solve_fundamental(
         model = _pycolmap_fundamental(_package("pycolmap"), points, threshold_px, seed)
     else:
         model = _opencv_fundamental(_package("cv2"), _shuffled(points, seed), solver, threshold_px)
-    if model is None or not np.isfinite(model).all() or not model.any():
-        model, inliers = None, np.zeros(len(x0_M2), bool)
-    else:
-        model = model / np.linalg.norm(model)
-        inliers = epipolar_error(model, x0_M2, x1_M2) <= threshold_px
+    model, inliers = fitted(model, "fundamental", x0_M2, x1_M2, threshold_px)
     if not _determined(x0_M2[inliers], x1_M2[inliers], 7, threshold_px):
         model, inliers = None, np.zeros_like(inliers)
     return RobustResult(model=model, kind="fundamental", inliers=inliers, threshold_px=threshold_px, solver=solver)

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from isinglass.errors import InputError
 from isinglass.ops.assignment import double_softmax_matches, log_double_softmax
 from isinglass.ops.attention import Dense, Layout
+from isinglass.ops.linear import padded_rows
 from isinglass.ops.ragged import Ragged
 from isinglass.ops.rotary import Rotation
-from isinglass.ops.units import Unit, padded_rows, parameters_of, prepared
+from isinglass.ops.units import Unit, parameters_of, prepared
 from isinglass.types import Features, Matches, check_pairs, chunk_pairs, distinct_views, match_batch
 from isinglass.weights import Pretrained
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from isinglass.errors import InputError
 from isinglass.ops.assignment import log_sinkhorn, sinkhorn_matches
 from isinglass.ops.attention import Dense, Layout
-from isinglass.ops.linear import Affine, rows_product
-from isinglass.ops.units import Unit, padded_rows, parameters_of, prepared
+from isinglass.ops.linear import Affine, padded_rows, rows_product
+from isinglass.ops.units import Unit, parameters_of, prepared
 from isinglass.types import Features, Matches, check_pairs, chunk_pairs, match_batch
 from isinglass.weights import Pretrained
 

@@ -1,6 +1,6 @@
 """From similarities to matches: double softmax, Sinkhorn, and the mutual check that ends both.
 
-All in the log domain. Shapes: B pairs, M keypoints in view 0, N in view 1.
+In the log domain, except `sinkhorn_matches`. Shapes: B pairs, M keypoints in view 0, N in view 1.
 """
 
 from __future__ import annotations
@@ -84,9 +84,7 @@ def sinkhorn_matches(
         return indices[0], scores[0]
     assignment_MN = kernel[:-1, :-1].mul_(column[:-1]).mul_(row[:-1, None])
     best0_M, index0_M = assignment_MN.max(dim=1)
-    mutual_M = assignment_MN.argmax(dim=0)[index0_M] == torch.arange(m, device=index0_M.device)
-    score_M = torch.where(mutual_M, best0_M, 0.0)
-    return torch.where(score_M > threshold, index0_M, -1), score_M
+    return _mutual(index0_M, assignment_MN.argmax(dim=0), best0_M, threshold)
 
 
 def mutual_matches(log_assignment_BMN: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
@@ -100,10 +98,7 @@ def mutual_matches(log_assignment_BMN: Tensor, threshold: float) -> tuple[Tensor
         empty = log_assignment_BMN.new_zeros(batch, m)
         return torch.full_like(empty, -1, dtype=torch.int64), empty
     best0, index0 = log_assignment_BMN.max(dim=2)
-    index1 = log_assignment_BMN.argmax(dim=1)
-    mutual = index1.gather(1, index0) == torch.arange(m, device=index0.device)
-    scores = torch.where(mutual, best0.exp(), 0.0)
-    return torch.where(scores > threshold, index0, -1), scores
+    return _mutual(index0, log_assignment_BMN.argmax(dim=1), best0.exp(), threshold)
 
 
 def double_softmax_matches(
@@ -129,10 +124,14 @@ def double_softmax_matches(
         better_N = block_N > best1_N
         best1_N = torch.where(better_N, block_N, best1_N)
         index1_N = torch.where(better_N, row_N + start, index1_N)
-    index0_M = torch.cat(index0)
-    mutual_M = index1_N[index0_M] == torch.arange(len(index0_M), device=index0_M.device)
-    score_M = torch.where(mutual_M, (torch.cat(best0) - a_M).exp(), 0.0)
-    return torch.where(score_M > threshold, index0_M, -1), score_M
+    return _mutual(torch.cat(index0), index1_N, (torch.cat(best0) - a_M).exp(), threshold)
+
+
+def _mutual(index0: Tensor, index1: Tensor, probability0: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """Indices and scores (..., M) of `mutual_matches`, from each point's best (..., M) and (..., N)."""
+    mutual = index1.gather(-1, index0) == torch.arange(index0.shape[-1], device=index0.device)
+    scores = torch.where(mutual, probability0, 0.0)
+    return torch.where(scores > threshold, index0, -1), scores
 
 
 def _log_sums(x_MD: Tensor, y_ND: Tensor) -> Tensor:

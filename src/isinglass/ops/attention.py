@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
-from isinglass.ops.linear import ROWS, has_onednn, rows_product
+from isinglass.ops.linear import has_onednn, padded_rows, rows_product
 
 BLOCK = 256  # queries at once, for each thread
 
@@ -137,8 +137,8 @@ def attend_blocked(q_HND: Tensor, k_HMD: Tensor, v_HMD: Tensor, out_NHD: Tensor)
     Queries and keys come in multiples of ROWS, so that oneDNN meets few shapes; those that fill up get no attention.
     """
     num_queries, num_keys = q_HND.shape[1], k_HMD.shape[1]
-    q_HND = _filled(q_HND.float() * q_HND.shape[-1] ** -0.5)
-    k_HMD, v_HMD = _filled(k_HMD.float()), _filled(v_HMD)
+    q_HND = padded_rows(q_HND.float() * q_HND.shape[-1] ** -0.5)
+    k_HMD, v_HMD = padded_rows(k_HMD.float()), padded_rows(v_HMD)
     block = min(BLOCK * torch.get_num_threads(), q_HND.shape[1])
     starts = [min(start, q_HND.shape[1] - block) for start in range(0, q_HND.shape[1], block)]
     for h in range(q_HND.shape[0]):
@@ -150,11 +150,6 @@ def attend_blocked(q_HND: Tensor, k_HMD: Tensor, v_HMD: Tensor, out_NHD: Tensor)
             torch.softmax(similarity_NM, dim=-1, out=similarity_NM)
             attended_ND = rows_product(similarity_NM.to(v_DM.dtype), v_DM)
             out_NHD[start : start + block, h] = attended_ND[: num_queries - start]
-
-
-def _filled(x_HND: Tensor) -> Tensor:
-    missing = -x_HND.shape[1] % ROWS
-    return F.pad(x_HND, (0, 0, 0, missing)) if missing else x_HND  # a pad of nothing would copy
 
 
 @functools.cache

@@ -56,6 +56,12 @@ def product(x_NC: Tensor, weight_OC: Tensor) -> Tensor:
     return F.linear(x_NC, weight_OC) if odd or torch.is_grad_enabled() else rows_product(x_NC, weight_OC)
 
 
+def as_conv(module: nn.Module) -> nn.Conv2d:
+    """The module, for type checkers, which do not know what a `Sequential` holds."""
+    assert isinstance(module, nn.Conv2d)
+    return module
+
+
 def folded_weights(conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None, scale: float = 1.0) -> tuple[Tensor, Tensor]:
     """Weight, channels-last, and bias of a convolution with the batch norm after it folded in, times `scale`."""
     weight = conv.weight.detach().double()

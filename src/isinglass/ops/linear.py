@@ -53,6 +53,12 @@ def rows_product(x_MC: Tensor, y_NC: Tensor) -> Tensor:
     return x_MC @ y_NC.mT
 
 
+def padded_rows(x: Tensor) -> Tensor:
+    """x (..., T, C) with rows of 0 added, up to a multiple of ROWS."""
+    missing = -x.shape[-2] % ROWS
+    return F.pad(x, (0, 0, 0, missing)) if missing else x  # a pad of nothing would copy
+
+
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
     """What layers compute in: of "auto", bfloat16 on CPUs with matrix units for it (AMX), float32 elsewhere.
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from isinglass.ops.attention import attend_packed
-from isinglass.ops.linear import ROWS, Affine
+from isinglass.ops.linear import Affine
 
 CHUNK = 512  # rows, for each thread
 _Made = TypeVar("_Made")
@@ -99,12 +99,6 @@ def _chunk() -> int:
 def parameters_of(linear: nn.Linear) -> tuple[Tensor, Tensor]:
     """Weight (D, C) and bias (D,)."""
     return linear.weight.detach(), linear.bias.detach()
-
-
-def padded_rows(x_TD: Tensor) -> Tensor:
-    """x with rows of 0 added, up to a multiple of ROWS."""
-    missing = -x_TD.shape[0] % ROWS
-    return x_TD if not missing else torch.cat([x_TD, x_TD.new_zeros(missing, *x_TD.shape[1:])])
 
 
 # ---- made once for the weights that a module has
