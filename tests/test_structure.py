@@ -155,8 +155,9 @@ def test_the_library_prints_nothing_and_sets_nothing_global():
     setters = {"print", "torch.manual_seed", "torch.set_default_dtype", "torch.set_default_device"}
     setters |= {"torch.set_num_threads", "torch.use_deterministic_algorithms", "logging.basicConfig", "random.seed"}
     state = ("torch.backends", "os.environ", "np.random", "sys.path")
+    allowed = {"threads.py": {"torch.set_num_threads"}}  # for its own threads: see test_torchs_threads_are_shared_out
     for path in SOURCES:
-        assert not setters & {ast.unparse(call.func) for call in calls(path)}, path
+        assert not (setters & {ast.unparse(call.func) for call in calls(path)}) - allowed.get(path.name, set()), path
         assignments = [node for node in ast.walk(TREES[path]) if isinstance(node, ast.Assign)]
         targets = [ast.unparse(target) for assignment in assignments for target in assignment.targets]
         assert not [target for target in targets if target.startswith(state)], path

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -5,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from isinglass.ops import attention
-from isinglass.ops.attention import Dense, Packed, attend, fastest_kernel, reference_attention
+from isinglass.ops.attention import Blocked, Dense, Fused, Packed, fastest_kernel, reference_attention
 from isinglass.ops.linear import has_onednn
 
 HEADS, SIZE = 2, 8
@@ -90,46 +92,50 @@ def test_empty_views_give_zeros_and_finite_gradients(cross):
     assert all(x.grad is None or bool(x.grad.isfinite().all()) for x in (q, k, v))
 
 
-@pytest.mark.parametrize("kernel", ["blocked", "fused"])
+@pytest.mark.parametrize("kernel", [Blocked, Fused])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (64, 64), (100, 130), (700, 65), (513, 512)])
+@torch.inference_mode()
 def test_either_kernel_is_the_reference(monkeypatch, kernel, dtype, queries, keys):
-    """Blocks that overlap, keys that only fill up, and similarities of a hundred, which bfloat16 cannot hold."""
-    if kernel == "blocked" and not has_onednn():
+    """Several blocks, keys that only fill up, keys in two parts, and similarities that bfloat16 cannot hold."""
+    if kernel is Blocked and not has_onednn():
         pytest.skip("this build of torch has no oneDNN")
-    monkeypatch.setattr(attention, "fastest_kernel", lambda dtype: kernel)
-    monkeypatch.setattr(attention, "BLOCK", 128)
+    monkeypatch.setattr(attention, "BLOCK_NUMBERS", 128 * 192)
     generator = torch.Generator().manual_seed(queries)
-    q, k, v = (torch.randn(HEADS, n, 64, generator=generator).to(dtype) for n in (queries, keys, keys))
-    if kernel == "blocked":
+    q, k, v = (torch.randn(n, HEADS, 64, generator=generator).to(dtype) for n in (queries, keys, keys))
+    if kernel is Blocked:
         q, k = q.float() * 10, k.float() * 2
+    seen, cut = kernel(HEADS, keys, 64, dtype), keys // 3
+    for start, end in ((cut, keys), (0, cut)):
+        seen.put(start, k[start:end], v[start:end].permute(1, 2, 0))
     out = torch.full((queries, HEADS, 64), torch.nan, dtype=dtype)
-    attend(q, k, v, out)
-    expected = reference_attention(q.float(), k.float(), v.float()).transpose(0, 1)
-    torch.testing.assert_close(out.float(), expected, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.03)
+    seen.attend(q.float() * (64**-0.5 / math.log(2)), out)
+    expected = reference_attention(*(x.float().transpose(0, 1) for x in (q, k, v))).transpose(0, 1)
+    torch.testing.assert_close(out.float(), expected, rtol=0, atol=5e-5 if dtype == torch.float32 else 0.03)
 
 
-def test_the_kernel_is_chosen_once_and_said():
+def test_the_kernel_is_chosen_once():
     assert fastest_kernel(torch.float32) is fastest_kernel(torch.float32)
-    assert fastest_kernel(torch.float32) in ("blocked", "fused")
-    assert fastest_kernel(torch.float64) == "fused"
+    assert fastest_kernel(torch.bfloat16) in (Blocked, Fused)
 
 
 @pytest.mark.parametrize("partner", [0, 1])
 def test_all_segments_at_once_are_the_segments(monkeypatch, partner):
     """What GPUs are given: flash attention itself is stood in for by a loop over the offsets that it takes."""
 
-    def stand_in(q, k, v, ends_q, ends_k, max_q, max_k):
+    def stand_in(q, k, v, ends_q, ends_k, max_q, max_k, scale):
+        assert scale == 0.25
         assert ends_q.dtype == ends_k.dtype == torch.int32 and all(x.is_contiguous() for x in (q, k, v))
         assert max_q == int(ends_q.diff().max()) and max_k == int(ends_k.diff().max())
         out = []
         for i in range(len(ends_q) - 1):
             own, other = slice(ends_q[i], ends_q[i + 1]), slice(ends_k[i], ends_k[i + 1])
-            out.append(reference_attention(*(x.transpose(0, 1) for x in (q[own], k[other], v[other]))).transpose(0, 1))
+            of_pair = (x.transpose(0, 1) for x in (q[own] * SIZE**0.5 / 4, k[other], v[other]))
+            out.append(reference_attention(*of_pair).transpose(0, 1))
         return torch.cat(out)
 
     monkeypatch.setattr(attention, "varlen_attn", stand_in)
     lengths = (5, 9, 3, 3, 8, 1)
     q, k, v = (x.transpose(0, 1) for x in tokens(sum(lengths), seed=3))
-    found = attention.attend_at_once(q, k, v, lengths, partner)
-    torch.testing.assert_close(found, attention.attend_packed(q, k, v, lengths, partner))
+    found = attention.attend_at_once(q, k, v, lengths, partner, 0.25)
+    torch.testing.assert_close(found, attention.attend_packed(q, k, v, lengths, partner, 0.25))

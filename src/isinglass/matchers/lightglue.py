@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from isinglass.errors import InputError
 from isinglass.ops.assignment import double_softmax_matches, log_double_softmax
 from isinglass.ops.attention import Dense, Layout
-from isinglass.ops.linear import padded_rows
+from isinglass.ops.linear import linear
 from isinglass.ops.ragged import Ragged
 from isinglass.ops.rotary import Rotation
+from isinglass.ops.threads import in_team
 from isinglass.ops.units import Unit, parameters_of, prepared
 from isinglass.types import Features, Matches, check_pairs, chunk_pairs, distinct_views, match_batch
 from isinglass.weights import Pretrained
@@ -75,12 +76,8 @@ class SelfAttention(nn.Module):
         return x + self.ffn(torch.cat([x, self.out(message.flatten(-2))], dim=-1))
 
     def prepared(self, dtype: torch.dtype) -> Unit:
-        """The same for inference. Queries and keys have the first channels of all pairs that turn before the second."""
-        width = self.out.in_features
-        of_pairs = torch.arange(width, device=self.qkv.weight.device).view(self.heads, -1, 2).transpose(1, 2).flatten()
-        order = torch.cat([of_pairs, of_pairs + width, torch.arange(2 * width, 3 * width, device=of_pairs.device)])
-        weight, bias = parameters_of(self.qkv)
-        return _unit((weight[order], bias[order]), self, dtype, is_cross=False)
+        """The same for inference."""
+        return _unit(parameters_of(self.qkv), self, dtype, is_cross=False)
 
 
 class CrossAttention(nn.Module):
@@ -162,9 +159,8 @@ class Assignment(nn.Module):
         """For inference: `mutual_matches` of what this head says of one pair, (M,) and (M,)."""
         scale = x0_MD.shape[-1] ** -0.25
         z0_M, z1_N = self.matchability(x0_MD).squeeze(-1), self.matchability(x1_ND).squeeze(-1)
-        return double_softmax_matches(
-            self.projection(x0_MD) * scale, self.projection(x1_ND) * scale, z0_M, z1_N, threshold
-        )
+        projected0_MD, projected1_ND = (linear(x, self.projection) * scale for x in (x0_MD, x1_ND))
+        return double_softmax_matches(projected0_MD, projected1_ND, z0_M, z1_N, threshold)
 
     def probability(self, x: Tensor) -> Tensor:
         """sigma of eq. 7 for states (..., D): how likely each point has a match."""
@@ -234,6 +230,7 @@ class LightGlue(Pretrained, nn.Module):
         """Matches of a batch of pairs; see `match_many`, which it is, with padding dropped before and added after."""
         return match_batch(self, features0, features1)
 
+    @in_team
     @torch.inference_mode()
     def match_many(self, features0: Sequence[Features], features1: Sequence[Features]) -> list[Matches]:
         """One `Matches` a pair of a ragged list, adaptive in depth and width for each pair on its own.
@@ -274,17 +271,17 @@ class LightGlue(Pretrained, nn.Module):
         return Prediction(log_assignment_BNN, torch.stack([z0_BN, z1_BN], dim=1), confidence_B2N)
 
     def _match_packed(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
-        buffer, like = self._pack(pairs), self.position_encoding.weight
+        units, like = self._prepared(), self.position_encoding.weight
+        buffer = self._pack(pairs, units[0][0])
         num_points = [one0.keypoints.shape[1] + one1.keypoints.shape[1] for one0, one1 in pairs]
         matches: dict[int, tuple[Tensor, Tensor]] = {}
         buffer.keep(None, (), 0)  # a pair with an empty view never enters
-        for i, (attend_self, attend_cross) in enumerate(self._prepared()):
+        for i, (attend_self, attend_cross) in enumerate(units):
             if not buffer.pairs:
                 break
-            x_TD = padded_rows(buffer.state_T)
             if i > 0:  # the first was done before views met, see `_pack`
-                x_TD = attend_self(x_TD, buffer.lengths, Rotation(*buffer.constant_T).turn)
-            buffer.state_T = attend_cross(x_TD, buffer.lengths)[: sum(buffer.lengths)]
+                buffer.state_T = attend_self(buffer.state_T, buffer.lengths, *buffer.constant_T)
+            buffer.state_T = attend_cross(buffer.state_T, buffer.lengths)
             last = i == len(self.layers) - 1
             confidence_T = None if last else self._confidence(i, buffer)
             finished = set(buffer.pairs) if last else self._finished(i, buffer, confidence_T, num_points)
@@ -295,23 +292,23 @@ class LightGlue(Pretrained, nn.Module):
             buffer.keep(None if last else self._matchable(i, buffer, confidence_T), finished, i + 1)
         return [self._report(buffer, i, matches.get(i), pair) for i, pair in enumerate(pairs)]
 
-    def _pack(self, pairs: Sequence[tuple[Features, Features]]) -> Ragged:
-        """The views side by side, after the first self-attention, which each view needs but once."""
+    def _pack(self, pairs: Sequence[tuple[Features, Features]], self_attention: Unit) -> Ragged:
+        """The views side by side, after the first layer's self-attention, which each view needs but once."""
         views, which = distinct_views(pairs)
         lengths, like = [view.keypoints.shape[1] for view in views], self.position_encoding.weight
         keypoints_V2 = torch.cat([view.keypoints[0] for view in views]).to(like)
         size_V2 = torch.cat([view.image_size.expand(n, 2) for view, n in zip(views, lengths, strict=True)])
         scale_orientation_V2 = torch.cat([_scale_orientation(view) for view in views]).to(like)
-        x_VD = self.input_projection(torch.cat([view.descriptors[0] for view in views]).to(like)).to(self.compute_dtype)
-        rotation = self._rotation(keypoints_V2, size_V2, scale_orientation_V2)
-        first_self_attention, _ = self._prepared()[0]
-        x_VD = first_self_attention(padded_rows(x_VD), lengths, rotation.turn)[: sum(lengths)]
+        x_VD = torch.cat([view.descriptors[0] for view in views]).to(like)
+        if isinstance(self.input_projection, nn.Linear):
+            x_VD = linear(x_VD, self.input_projection)
+        factors_V = self._rotation(keypoints_V2, size_V2, scale_orientation_V2).as_factors()
+        x_VD = self_attention(x_VD.to(self.compute_dtype), lengths, factors_V)
         if len(views) == len(which):
-            return Ragged.pack(x_VD, rotation, lengths)
+            return Ragged.pack(x_VD, (factors_V,), lengths)
         place_V = torch.arange(len(x_VD), device=x_VD.device).split(lengths)
         place_T = torch.cat([place_V[i] for i in which])
-        constant_T = tuple(values[place_T] for values in rotation)
-        return Ragged.pack(x_VD[place_T], constant_T, [lengths[i] for i in which])
+        return Ragged.pack(x_VD[place_T], (factors_V[place_T],), [lengths[i] for i in which])
 
     def _prepared(self) -> list[tuple[Unit, Unit]]:
         """The units of all layers for inference, in the dtype that this model computes in."""

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from isinglass.errors import InputError
 from isinglass.ops.assignment import log_sinkhorn, sinkhorn_matches
 from isinglass.ops.attention import Dense, Layout
-from isinglass.ops.linear import Affine, padded_rows, rows_product
+from isinglass.ops.linear import Affine, rows_product
+from isinglass.ops.threads import in_team
 from isinglass.ops.units import Unit, parameters_of, prepared
 from isinglass.types import Features, Matches, check_pairs, chunk_pairs, match_batch
 from isinglass.weights import Pretrained
@@ -155,6 +156,7 @@ class SuperGlue(Pretrained, nn.Module):
         """Matches of a batch of pairs; see `match_many`, which it is, with padding dropped before and added after."""
         return match_batch(self, features0, features1)
 
+    @in_team
     @torch.inference_mode()
     def match_many(self, features0: Sequence[Features], features1: Sequence[Features]) -> list[Matches]:
         """One `Matches` a pair of a ragged list, by the running statistics of batch normalisation in any mode.
@@ -203,10 +205,10 @@ class SuperGlue(Pretrained, nn.Module):
         for layer in encoder:
             x_TD = layer(x_TD)
         x_TD = x_TD + torch.cat([view.descriptors[0] for view in views]).to(like)
-        x_TD = padded_rows(x_TD.to(self.compute_dtype))
+        x_TD = x_TD.to(self.compute_dtype)
         for unit in units:
             x_TD = unit(x_TD, lengths)
-        f = projection(x_TD.to(like))[: sum(lengths)].split(lengths)
+        f = projection(x_TD.to(like)).split(lengths)
         return [self._match_pair(f0_MD, f1_ND) for f0_MD, f1_ND in zip(f[0::2], f[1::2], strict=True)]
 
     def _match_pair(self, f0_MD: Tensor, f1_ND: Tensor) -> Matches:

@@ -5,13 +5,16 @@ In the log domain, except `sinkhorn_matches`. Shapes: B pairs, M keypoints in vi
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from isinglass.ops.linear import rows_product
+from isinglass.ops.linear import padded_rows, rows_product
+from isinglass.ops.threads import for_each
 
-BLOCK = 512  # rows of an assignment at once
+BLOCK = 256  # rows of an assignment at once
 LARGEST = 1e30  # product of the factors of a row and a column up to which Sinkhorn's iteration is exact to 1e-7
 
 
@@ -106,25 +109,54 @@ def double_softmax_matches(
 ) -> tuple[Tensor, Tensor]:
     """`mutual_matches` of `log_double_softmax` of x0 x1^T, (M,) and (M,), without ever holding an (M, N) matrix.
 
-    The log of the assignment is 2 S_ij - a_i - b_j, so a row's best needs no a_i and a column's best no b_j.
+    The log of the assignment is 2 S_ij - a_i - b_j, so a row's best needs no a_i and a column's best no b_j. Logarithms
+    are to base 2. K rows at a time, each block on a thread of its own.
     """
-    if not len(x0_MD) or not len(x1_ND):
+    m, n = len(x0_MD), len(x1_ND)
+    if not m or not n:
         return torch.full_like(matchability_M, -1, dtype=torch.int64), torch.zeros_like(matchability_M)
-    a_M = _log_sums(x0_MD, x1_ND) - F.logsigmoid(matchability_M)
-    b_N = _log_sums(x1_ND, x0_MD) - F.logsigmoid(matchability_N)
-    best1_N = torch.full_like(b_N, -torch.inf)
-    index1_N = torch.zeros_like(b_N, dtype=torch.int64)
-    best0, index0 = [], []
-    for start in range(0, len(x0_MD), BLOCK):
+    x0_PD, x1_QD = padded_rows(x0_MD * math.log2(math.e)), padded_rows(x1_ND)
+    a_P = _log2_sums(x0_PD, x1_QD, m, n).sub_(_log2_sigmoid(matchability_M, len(x0_PD)))
+    b_Q = _log2_sums(x1_QD, x0_PD, n, m).sub_(_log2_sigmoid(matchability_N, len(x1_QD)))
+    index0_P, best0_P, own_P = a_P.new_empty(len(a_P), dtype=torch.int64), torch.empty_like(a_P), torch.empty_like(a_P)
+    starts = range(0, len(x0_PD), BLOCK)
+    best1_SQ = b_Q.new_empty(len(starts), len(b_Q))
+
+    def find(start: int) -> None:
         rows = slice(start, start + BLOCK)
-        score_KN = rows_product(x0_MD[rows], x1_ND).mul_(2).sub_(b_N)
-        for kept, found in zip((best0, index0), score_KN.max(dim=1), strict=True):
-            kept.append(found)
-        block_N, row_N = score_KN.sub_(a_M[rows, None]).max(dim=0)
-        better_N = block_N > best1_N
-        best1_N = torch.where(better_N, block_N, best1_N)
-        index1_N = torch.where(better_N, row_N + start, index1_N)
-    return _mutual(torch.cat(index0), index1_N, (torch.cat(best0) - a_M).exp(), threshold)
+        score_KQ = rows_product(x0_PD[rows], x1_QD).mul_(2).sub_(b_Q)
+        torch.max(score_KQ, dim=1, out=(best0_P[rows], index0_P[rows]))
+        score_KQ.sub_(a_P[rows, None])
+        own_P[rows] = score_KQ.gather(1, index0_P[rows, None]).squeeze(1)
+        torch.amax(score_KQ, dim=0, out=best1_SQ[start // BLOCK])
+
+    for_each(find, starts)
+    index0_M = index0_P[:m]
+    is_best_M = own_P[:m] == best1_SQ.amax(dim=0)[index0_M]
+    first_N = index0_M.new_full((n,), m).scatter_reduce_(  # of several that are equally good, the first
+        0, index0_M[is_best_M], is_best_M.nonzero().squeeze(1), "amin"
+    )
+    return _mutual(index0_M, first_N, (best0_P - a_P)[:m].exp2(), threshold)
+
+
+def _log2_sums(x_PD: Tensor, y_QD: Tensor, m: int, n: int) -> Tensor:
+    """(P,) log2 of the sum of 2^(x y^T) over the first n of each row; infinite beyond the first m rows."""
+    sum_P = torch.empty_like(x_PD[:, 0])
+
+    def add_up(start: int) -> None:
+        power_KQ = rows_product(x_PD[start : start + BLOCK], y_QD)
+        power_KQ[:, n:] = -torch.inf
+        most_K1 = power_KQ.amax(dim=1, keepdim=True)
+        sum_K = power_KQ.sub_(most_K1).exp2_().sum(dim=1)
+        sum_P[start : start + BLOCK] = sum_K.log2_().add_(most_K1.squeeze(1))
+
+    for_each(add_up, range(0, len(x_PD), BLOCK))
+    sum_P[m:] = torch.inf
+    return sum_P
+
+
+def _log2_sigmoid(logit_M: Tensor, length: int) -> Tensor:
+    return F.pad(F.logsigmoid(logit_M) * math.log2(math.e), (0, length - len(logit_M)))
 
 
 def _mutual(index0: Tensor, index1: Tensor, probability0: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
@@ -132,11 +164,6 @@ def _mutual(index0: Tensor, index1: Tensor, probability0: Tensor, threshold: flo
     mutual = index1.gather(-1, index0) == torch.arange(index0.shape[-1], device=index0.device)
     scores = torch.where(mutual, probability0, 0.0)
     return torch.where(scores > threshold, index0, -1), scores
-
-
-def _log_sums(x_MD: Tensor, y_ND: Tensor) -> Tensor:
-    """(M,) logsumexp over each row of x y^T."""
-    return torch.cat([rows_product(rows, y_ND).logsumexp(dim=1) for rows in x_MD.split(BLOCK)])
 
 
 def _finite_log(x: Tensor) -> Tensor:

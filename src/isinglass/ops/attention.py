@@ -12,19 +12,21 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
-from isinglass.ops.linear import has_onednn, padded_rows, rows_product
+from isinglass.ops.linear import ROWS, padded, padded_rows, rows_product
+from isinglass.ops.threads import for_each, team_size
 
-BLOCK = 256  # queries at once, for each thread
+BLOCK_NUMBERS = 2**18  # similarities at once: 1 MiB, what a core's own cache holds today
 
 
 class Layout(Protocol):
@@ -80,29 +82,27 @@ class Packed:
 
 
 def attend_packed(
-    q_HTD: Tensor, k_HTD: Tensor, v_HTD: Tensor, lengths: Sequence[int], partner: int, rows: int | None = None
+    q_HTD: Tensor, k_HTD: Tensor, v_HTD: Tensor, lengths: Sequence[int], partner: int, scale: float | None = None
 ) -> Tensor:
     """(T, H, D): every token attends to its own view (`partner` 0) or to the other one of its pair (1).
 
-    With more `rows` than T those that follow are 0.
+    softmax(`scale` q k^T) v, `scale` being 1 / sqrt(D) unless given; 0 where there is nothing to attend to.
     """
     if v_HTD.device.type == "cuda" and v_HTD.dtype in (torch.float16, torch.bfloat16):
-        out_THD = attend_at_once(q_HTD, k_HTD, v_HTD, lengths, partner)
-        return F.pad(out_THD, (0, 0, 0, 0, 0, (rows or len(out_THD)) - len(out_THD)))
-    queries, keys, values = (x.split(list(lengths), dim=1) for x in (q_HTD, k_HTD, v_HTD))
-    used = q_HTD.shape[1]
-    out_THD = v_HTD.new_empty(rows or used, q_HTD.shape[0], q_HTD.shape[2])
-    out_THD[used:] = 0
-    for i, segment in enumerate(out_THD[:used].split(list(lengths))):
+        return attend_at_once(q_HTD, k_HTD, v_HTD, lengths, partner, scale)
+    queries, keys, values = (x.to(v_HTD.dtype).split(list(lengths), dim=1) for x in (q_HTD, k_HTD, v_HTD))
+    out_THD = v_HTD.new_zeros(q_HTD.shape[1], q_HTD.shape[0], q_HTD.shape[2])
+    for i, segment in enumerate(out_THD.split(list(lengths))):
         j = i ^ partner  # segments 2 p and 2 p + 1 are the two views of pair p
         if lengths[i] and lengths[j]:
-            attend(queries[i], keys[j], values[j], segment)
-        else:
-            segment.zero_()
+            of_pair = queries[i][None], keys[j][None], values[j][None]
+            segment.copy_(F.scaled_dot_product_attention(*of_pair, scale=scale)[0].transpose(0, 1))
     return out_THD
 
 
-def attend_at_once(q_HTD: Tensor, k_HTD: Tensor, v_HTD: Tensor, lengths: Sequence[int], partner: int) -> Tensor:
+def attend_at_once(
+    q_HTD: Tensor, k_HTD: Tensor, v_HTD: Tensor, lengths: Sequence[int], partner: int, scale: float | None = None
+) -> Tensor:
     """As `attend_packed`, all segments in one call of flash attention for variable lengths; for GPUs, in halves."""
     order = [i ^ partner for i in range(len(lengths))]
     key_lengths = [lengths[i] for i in order]
@@ -113,71 +113,105 @@ def attend_at_once(q_HTD: Tensor, k_HTD: Tensor, v_HTD: Tensor, lengths: Sequenc
         torch.tensor([0, *itertools.accumulate(some)], dtype=torch.int32, device=q_THD.device)
         for some in (lengths, key_lengths)
     )
-    out_THD = varlen_attn(
-        q_THD.contiguous(), k_THD.contiguous(), v_THD.contiguous(), ends_q, ends_k, max(lengths), max(key_lengths)
-    )
+    q_THD, k_THD, v_THD = (x.contiguous() for x in (q_THD, k_THD, v_THD))
+    out_THD = varlen_attn(q_THD, k_THD, v_THD, ends_q, ends_k, max(lengths), max(key_lengths), scale=scale)
     assert isinstance(out_THD, Tensor)
     return out_THD
 
 
-def attend(q_HND: Tensor, k_HMD: Tensor, v_HMD: Tensor, out_NHD: Tensor) -> None:
-    """Write softmax(q k^T / sqrt(D)) v into `out_NHD`, by the kernel that is fastest here."""
-    if v_HMD.device.type == "cpu" and fastest_kernel(v_HMD.dtype) == "blocked":
-        attend_blocked(q_HND, k_HMD, v_HMD, out_NHD)
-    else:
-        q_HND, k_HMD = q_HND.to(v_HMD.dtype), k_HMD.to(v_HMD.dtype)
-        attended = F.scaled_dot_product_attention(q_HND[None], k_HMD[None], v_HMD[None])
-        out_NHD.copy_(attended[0].transpose(0, 1))
+# ---- on CPUs with oneDNN, by parts of the queries
 
 
-def attend_blocked(q_HND: Tensor, k_HMD: Tensor, v_HMD: Tensor, out_NHD: Tensor) -> None:
-    """As `attend`, by oneDNN: one head and BLOCK queries at a time, so that their similarities stay in the cache.
+class Seen(Protocol):
+    """What one view shows to those that attend to it. Queries and keys are scaled: weights are 2^(q k^T), normalised.
 
-    Similarities are float32: those of trained matchers reach several hundred, where bfloat16 is off by 1 and more.
-    Queries and keys come in multiples of ROWS, so that oneDNN meets few shapes; those that fill up get no attention.
+    Legend: N points of a part, M keys of the view.
     """
-    num_queries, num_keys = q_HND.shape[1], k_HMD.shape[1]
-    q_HND = padded_rows(q_HND.float() * q_HND.shape[-1] ** -0.5)
-    k_HMD, v_HMD = padded_rows(k_HMD.float()), padded_rows(v_HMD)
-    block = min(BLOCK * torch.get_num_threads(), q_HND.shape[1])
-    starts = [min(start, q_HND.shape[1] - block) for start in range(0, q_HND.shape[1], block)]
-    for h in range(q_HND.shape[0]):
-        k_MD, v_DM = k_HMD[h].contiguous(), v_HMD[h].T.contiguous()
-        for start in starts:  # the last block may overlap the one before: all are of one shape
-            similarity_NM = rows_product(q_HND[h, start : start + block], k_MD)
-            if k_MD.shape[0] > num_keys:
-                similarity_NM[:, num_keys:] = -torch.inf
-            torch.softmax(similarity_NM, dim=-1, out=similarity_NM)
-            attended_ND = rows_product(similarity_NM.to(v_DM.dtype), v_DM)
-            out_NHD[start : start + block, h] = attended_ND[: num_queries - start]
+
+    def put(self, start: int, key_NHC: Tensor, value_HCN: Tensor) -> None:
+        """Keys and values of the points from `start` on."""
+        ...
+
+    def attend(self, query_NHC: Tensor, out_NHC: Tensor) -> None:
+        """Write what these queries get, in multiples of ROWS, once all keys and values are there."""
+        ...
+
+
+class Blocked:
+    """`Seen` of products by oneDNN, of one head and few queries at a time, whose similarities stay in the cache.
+
+    Similarities are float32: those of trained matchers reach several hundred, where bfloat16 is off by 1 and more. Keys
+    come in multiples of ROWS, so that oneDNN meets few shapes; those that fill up get no attention.
+    """
+
+    def __init__(self, heads: int, num_keys: int, channels: int, dtype: torch.dtype) -> None:
+        self.num_keys = num_keys
+        self.key_HMC = torch.empty(heads, padded(num_keys), channels)
+        self.value_HCM = torch.empty(heads, channels, padded(num_keys), dtype=dtype)
+        self.key_HMC[:, num_keys:] = 0
+        self.value_HCM[:, :, num_keys:] = 0
+
+    def put(self, start: int, key_NHC: Tensor, value_HCN: Tensor) -> None:
+        """See Seen."""
+        rows = slice(start, start + len(key_NHC))
+        self.key_HMC[:, rows], self.value_HCM[:, :, rows] = key_NHC.transpose(0, 1), value_HCN
+
+    def attend(self, query_NHC: Tensor, out_NHC: Tensor) -> None:
+        """See Seen."""
+        most = max(BLOCK_NUMBERS // self.key_HMC.shape[1], ROWS)
+        block = padded(-(-len(query_NHC) // -(-len(query_NHC) // most)))  # even ones
+        heads = zip(query_NHC.unbind(1), self.key_HMC, self.value_HCM, out_NHC.unbind(1), strict=True)
+        for query_NC, key_MC, value_CM, out_NC in heads:
+            for query, out in zip(query_NC.split(block), out_NC.split(block), strict=True):
+                weight_NM = rows_product(padded_rows(query), key_MC)
+                if weight_NM.shape[1] > self.num_keys:
+                    weight_NM[:, self.num_keys :] = -torch.inf
+                weight_NM.sub_(weight_NM.amax(dim=1, keepdim=True)).exp2_()  # torch's exp is 4 times as slow
+                total_N1 = weight_NM.sum(dim=1, keepdim=True)
+                value_NC = rows_product(weight_NM.to(value_CM.dtype), value_CM)
+                torch.div(value_NC[: len(out)], total_N1[: len(out)], out=out)
+
+
+class Fused:
+    """`Seen` of torch's fused attention."""
+
+    def __init__(self, heads: int, num_keys: int, channels: int, dtype: torch.dtype) -> None:
+        self.key_HMC, self.value_HMC = torch.empty(2, heads, num_keys, channels, dtype=dtype)
+
+    def put(self, start: int, key_NHC: Tensor, value_HCN: Tensor) -> None:
+        """See Seen."""
+        rows = slice(start, start + len(key_NHC))
+        self.key_HMC[:, rows], self.value_HMC[:, rows] = key_NHC.transpose(0, 1), value_HCN.mT
+
+    def attend(self, query_NHC: Tensor, out_NHC: Tensor) -> None:
+        """See Seen."""
+        query_HNC = query_NHC.transpose(0, 1).to(self.key_HMC.dtype)
+        of_view = query_HNC[None], self.key_HMC[None], self.value_HMC[None]
+        out_NHC.copy_(F.scaled_dot_product_attention(*of_view, scale=math.log(2))[0].transpose(0, 1))
 
 
 @functools.cache
-def fastest_kernel(dtype: torch.dtype) -> Literal["blocked", "fused"]:
-    """Which of `attend_blocked` and torch's fused attention is faster on this CPU for values of that dtype.
+def fastest_kernel(dtype: torch.dtype) -> type[Blocked] | type[Fused]:
+    """Which is faster on this CPU for values of that dtype.
 
     Timed once (30 ms): torch's is by MKL, and by AMX where there is that, fast on some processors and slow on others.
     """
-    if not has_onednn() or dtype not in (torch.float32, torch.bfloat16):
-        return "fused"
+    spent: dict[type[Blocked] | type[Fused], list[float]] = {Blocked: [], Fused: []}
+
+    def try_both(_: int) -> None:
+        query, out = torch.ones(512, 4, 64), torch.empty(512, 4, 64, dtype=dtype)
+        views = [kernel(4, 512, 64, dtype) for kernel in spent]
+        for view in views:
+            view.put(0, query, torch.ones(4, 64, 512))
+        for _ in range(8):  # in turn, so that what else the machine does slows both
+            for view in views:
+                start = time.perf_counter()
+                view.attend(query, out)
+                spent[type(view)].append(time.perf_counter() - start)
+
     with torch.inference_mode():
-        q, k, v = torch.ones(3, 4, 512, 64, dtype=dtype).unbind()
-        out = torch.empty(512, 4, 64, dtype=dtype)
-        kernels = {
-            "blocked": lambda: attend_blocked(q, k, v, out),
-            "fused": lambda: F.scaled_dot_product_attention(q[None], k[None], v[None]),
-        }
-        spent = {name: [_time(kernel) for _ in range(2)] for name, kernel in kernels.items()}  # warm up
-        for _ in range(6):  # in turn, so that what else the machine does slows both
-            for name, kernel in kernels.items():
-                spent[name].append(_time(kernel))
-    return "blocked" if min(spent["blocked"]) < min(spent["fused"]) else "fused"
-
-
-def _time(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+        for_each(try_both, range(team_size()))
+    return min(spent, key=lambda kernel: min(spent[kernel]))
 
 
 def reference_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

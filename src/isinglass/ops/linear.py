@@ -11,7 +11,7 @@ import functools
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from isinglass.errors import InputError
 
@@ -51,6 +51,17 @@ def rows_product(x_MC: Tensor, y_NC: Tensor) -> Tensor:
     if x_MC.device.type == "cpu" and has_onednn():
         return torch.ops.mkldnn._linear_pointwise(x_MC, y_NC, None, "none", [], "")
     return x_MC @ y_NC.mT
+
+
+def linear(x_TC: Tensor, layer: nn.Linear) -> Tensor:
+    """(T, D): the layer once, by the same kernel, without laying out its weights."""
+    y_TD = rows_product(padded_rows(x_TC), layer.weight)[: len(x_TC)]
+    return y_TD if layer.bias is None else y_TD.add_(layer.bias)
+
+
+def padded(count: int) -> int:
+    """The next multiple of ROWS."""
+    return -(-count // ROWS) * ROWS
 
 
 def padded_rows(x: Tensor) -> Tensor:

@@ -83,8 +83,9 @@ class Ragged:
         self.pairs = [pair for pair, there in zip(self.pairs, in_pair[::2], strict=True) if there]
         if all(counts[i] == n for i, n in enumerate(self.lengths)) and len(stays_T) == sum(counts):
             return
-        self.state_T, self.origin_T = self.state_T[stays_T], self.origin_T[stays_T]
-        self.constant_T = tuple(constant[stays_T] for constant in self.constant_T)
+        stays = stays_T.nonzero().squeeze(-1)
+        self.state_T, self.origin_T = self.state_T.index_select(0, stays), self.origin_T.index_select(0, stays)
+        self.constant_T = tuple(constant.index_select(0, stays) for constant in self.constant_T)
 
     def report(self, values_A: Tensor, pair: int) -> tuple[Tensor, Tensor]:
         """The values of the two views of a pair, out of one per first token."""

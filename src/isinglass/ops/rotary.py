@@ -19,13 +19,11 @@ class Rotation(NamedTuple):
         even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
         return x * self.cos + torch.stack([-odd, even], dim=-1).flatten(-2) * self.sin
 
-    def turn(self, streams_STC: Tensor) -> None:
-        """The same in place, for (S, T, C) with the first channels of all pairs before the second ones.
+    def as_factors(self) -> Tensor:
+        """The same as complex numbers (..., 1, C / 2), one a pair of channels, for `turn`."""
+        return torch.complex(self.cos[..., ::2].float(), self.sin[..., ::2].float())
 
-        T may go beyond the positions: what is beyond stays as it is.
-        """
-        even, odd = streams_STC[:, : len(self.cos)].chunk(2, dim=-1)
-        cos_TC, sin_TC = (angle[:, 0, ::2].to(streams_STC.dtype) for angle in self)
-        turned = even * cos_TC - odd * sin_TC
-        odd.mul_(cos_TC).addcmul_(even, sin_TC)
-        even.copy_(turned)
+
+def turn(x: Tensor, factors: Tensor) -> None:
+    """As `Rotation.apply`, in place and float32: pairs of channels are complex numbers, turned by products."""
+    torch.view_as_complex(x.unflatten(-1, (-1, 2))).mul_(factors)

@@ -3,45 +3,50 @@
 Both add to each state an MLP of the state and of an attended message (LightGlue eq. 1, SuperGlue eq. 3). Rearranged:
 
 - projections of one input are one product
-- the projection of the message and the first layer of the MLP are both linear, so they are one (a quarter less work in
-  all that is linear), and state and message need not be concatenated
-- what acts on each token alone runs over CHUNK rows at a time, whose hidden states stay in the cache
+- the projection of the message and the first layer of the MLP are both linear, so they are one (a tenth less work in
+  all that is linear). The bias of values adds to every message what it is, so it is in that layer's bias
+- on CPUs rows are cut into chunks, each of which one thread takes through all that acts on these rows: once to make
+  what others look at, once to look at it; what it makes stays in its core's cache
 
-The plain modules are the slow twin. Shapes: T tokens, U of them used, D width, H heads, C channels a head,
-S streams (H of queries, H of keys unless they are shared, H of values).
+- attention's exponentials are powers of 2, so log2(e) is in the projections, as is the scale 1 / sqrt(C)
+
+The plain modules are the slow twin. Shapes: T tokens, N those of a chunk, D width, H heads, C channels a head,
+S streams of them (H of queries, and H of keys unless they are the same).
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 import weakref
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from isinglass.ops.attention import attend_packed
-from isinglass.ops.linear import Affine
+from isinglass.ops.attention import attend_packed, fastest_kernel
+from isinglass.ops.linear import ROWS, Affine, has_onednn, padded_rows, rows_product
+from isinglass.ops.rotary import turn
+from isinglass.ops.threads import for_each, team_size
 
-CHUNK = 512  # rows, for each thread
+CHUNK = 512  # rows
 _Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unit:
-    """`project` gives queries, keys and values side by side, or, if `is_cross` shares them, one for both and values.
-
-    `between` is what stands between the two layers of the MLP; it may write into its argument.
-    """
+    """What `merged` makes. `between` is what stands between the MLP's two layers; it may write into its argument."""
 
     heads: int
     is_cross: bool
-    project: Affine
-    from_state: Affine
-    from_message: Affine
+    to_pairs: Affine  # queries and keys side by side, or, if `is_cross` shares them, one for both
+    to_value_DD: Tensor
+    to_hidden: Affine  # of state and message side by side
     between: Callable[[Tensor], Tensor]
-    to_state: Affine
+    to_update: Affine
 
     @classmethod
     def merged(
@@ -53,47 +58,122 @@ class Unit:
         heads: int,
         is_cross: bool,
     ) -> Unit:
-        """Of four layers (weight, bias): projection, output of the attention, first and last of the MLP."""
-        project, (out_weight, out_bias), (weight, bias), last = layers
-        of_state, of_message = weight.split(out_weight.shape[0], dim=1)
+        """Of four layers (weight, bias): projection, output of the attention, first and last of the MLP.
+
+        The projection is of queries, keys and values, or of what is both and values.
+        """
+        (project_weight, project_bias), (out_weight, out_bias), (weight, bias), (last_weight, last_bias) = layers
+        width = len(out_weight)
+        pairs, values = slice(0, -width), slice(-width, None)
+        scale = math.log2(math.e) * (width // heads) ** -0.5
+        half = scale**0.5  # of queries and of keys
+        of_state, of_message = weight.split(width, dim=1)
+        hidden_weight = torch.cat([of_state, of_message @ out_weight], dim=1)
+        hidden_bias = bias + of_message @ (out_bias + out_weight @ project_bias[values])
         return cls(
             heads=heads,
             is_cross=is_cross,
-            project=Affine(*(one.to(dtype) for one in project)),
-            from_state=Affine(of_state.to(dtype), (bias + of_message @ out_bias).to(dtype)),
-            from_message=Affine((of_message @ out_weight).to(dtype)),
+            to_pairs=Affine((project_weight[pairs] * half).to(dtype), (project_bias[pairs] * half).to(dtype)),
+            to_value_DD=project_weight[values].to(dtype),
+            to_hidden=Affine(hidden_weight.to(dtype), hidden_bias.to(dtype)),
             between=between,
-            to_state=Affine(*(one.to(dtype) for one in last)),
+            to_update=Affine(last_weight.to(dtype), last_bias.to(dtype)),
         )
 
-    def __call__(self, x_TD: Tensor, lengths: Sequence[int], turn: Callable[[Tensor], None] | None = None) -> Tensor:
-        """States (T, D) after the unit, T a multiple of ROWS that `lengths` need not fill.
+    def __call__(self, x_TD: Tensor, lengths: Sequence[int], factors_T: Tensor | None = None) -> Tensor:
+        """States (T, D) after the unit; `lengths` sum to T. `factors_T` (T, 1, C / 2), complex, turn queries and keys.
 
-        `turn` rotates queries and keys (2 H, T, C), float32, in place.
+        What the points of a view get whose partner has none is finite and means nothing.
         """
-        used, channels = sum(lengths), x_TD.shape[1] // self.heads
-        streams_TSC = _joined([self.project(x) for x in x_TD.split(_chunk())]).unflatten(1, (-1, channels))
-        num_streams = streams_TSC.shape[1] - self.heads
-        of_pairs_SUC = x_TD.new_empty(num_streams, used, channels, dtype=torch.float32)
-        of_pairs_SUC.copy_(streams_TSC[:used, :num_streams].transpose(0, 1))
-        if turn is not None:
-            turn(of_pairs_SUC)
-        query, key = of_pairs_SUC[: self.heads], of_pairs_SUC[-self.heads :]
-        value = streams_TSC[:used, num_streams:].transpose(0, 1)
-        message_TD = attend_packed(query, key, value, lengths, int(self.is_cross), rows=len(x_TD)).flatten(1)
-        states = []
-        for x, message in zip(x_TD.split(_chunk()), message_TD.split(_chunk()), strict=True):
-            hidden = self.between(self.from_message.plus(message, self.from_state(x)))
-            states.append(self.to_state.plus(hidden, x))
-        return _joined(states)
+        if x_TD.device.type == "cpu" and has_onednn():
+            return self._by_chunks(x_TD, lengths, factors_T)
+        pairs_TSC = self.to_pairs(x_TD).unflatten(1, (-1, x_TD.shape[1] // self.heads)).float()
+        if factors_T is not None:
+            turn(pairs_TSC, factors_T)
+        value_THC = (x_TD @ self.to_value_DD.T).unflatten(1, (self.heads, -1))
+        streams = pairs_TSC[:, : self.heads], pairs_TSC[:, -self.heads :], value_THC
+        q_HTC, k_HTC, v_HTC = (x.transpose(0, 1) for x in streams)
+        message_THC = attend_packed(q_HTC, k_HTC, v_HTC, lengths, int(self.is_cross), scale=math.log(2))
+        return self._updated(torch.cat([x_TD, message_THC.flatten(1)], dim=1), x_TD)
+
+    def _by_chunks(self, x_TD: Tensor, lengths: Sequence[int], factors_T: Tensor | None) -> Tensor:
+        channels, kernel = x_TD.shape[1] // self.heads, fastest_kernel(x_TD.dtype)
+        views = [kernel(self.heads, n, channels, x_TD.dtype) for n in lengths]
+        queries: dict[int, Tensor] = {}
+        new_TD = torch.empty_like(x_TD)
+
+        def show(chunk: Chunk) -> None:
+            x_ND = padded_rows(x_TD[chunk.start : chunk.end])
+            pairs_NSC = self.to_pairs(x_ND).unflatten(1, (-1, channels)).float()
+            value_HCN = rows_product(self.to_value_DD, x_ND).unflatten(0, (self.heads, -1))
+            if factors_T is not None:
+                turn(pairs_NSC[: chunk.end - chunk.start], factors_T[chunk.start : chunk.end])
+            queries[chunk.start] = pairs_NSC[:, : self.heads]
+            for piece in chunk.pieces:
+                view, rows = views[piece.segment], piece.rows(chunk)
+                view.put(piece.place, pairs_NSC[rows, -self.heads :], value_HCN[:, :, rows])
+
+        def look(chunk: Chunk) -> None:
+            x_ND, query_NHC = padded_rows(x_TD[chunk.start : chunk.end]), queries.pop(chunk.start)
+            both_NE = x_ND.new_empty(len(x_ND), 2 * x_ND.shape[1])
+            x_half_ND, message_ND = both_NE.chunk(2, dim=1)
+            x_half_ND.copy_(x_ND)
+            message_ND[chunk.end - chunk.start :] = 0
+            for piece in chunk.pieces:
+                rows = piece.rows(chunk)
+                out_NHC = message_ND[rows].unflatten(1, (self.heads, -1))
+                if lengths[piece.segment ^ self.is_cross]:
+                    views[piece.segment ^ self.is_cross].attend(query_NHC[rows], out_NHC)
+                else:
+                    out_NHC.zero_()
+            new_TD[chunk.start : chunk.end] = self._updated(both_NE, x_ND)[: chunk.end - chunk.start]
+
+        chunks = chunks_of(lengths, team_size())
+        for_each(show, chunks)
+        for_each(look, chunks)
+        return new_TD
+
+    def _updated(self, both_NE: Tensor, x_ND: Tensor) -> Tensor:
+        """States after the MLP of states and messages (N, 2 D)."""
+        return self.to_update.plus(self.between(self.to_hidden(both_NE)), x_ND)
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+class Piece(NamedTuple):
+    """Tokens of one segment: where they are among all, and the first one's place in the segment."""
+
+    segment: int
+    start: int
+    end: int
+    place: int
+
+    def rows(self, chunk: Chunk) -> slice:
+        """Its rows of the chunk."""
+        return slice(self.start - chunk.start, self.end - chunk.start)
 
 
-def _chunk() -> int:
-    return CHUNK * torch.get_num_threads()
+class Chunk(NamedTuple):
+    """Neighbouring pieces, from the token `start` to `end`."""
+
+    start: int
+    end: int
+    pieces: list[Piece]
+
+
+def chunks_of(lengths: Sequence[int], threads: int) -> list[Chunk]:
+    """All tokens in even chunks, as many for each thread, of at most CHUNK rows and, but for the last, whole ROWS."""
+    ends = list(itertools.accumulate(lengths))
+    blocks = -(-sum(lengths) // ROWS)
+    count = min(blocks, threads * -(-blocks * ROWS // (threads * CHUNK)))
+    chunks = []
+    for i in range(count):
+        start, end = (min(blocks * j // count * ROWS, ends[-1]) for j in (i, i + 1))
+        pieces = []
+        for segment in range(bisect_right(ends, start), bisect_left(ends, end) + 1):
+            first = ends[segment] - lengths[segment]
+            if lengths[segment]:
+                pieces.append(Piece(segment, max(start, first), min(end, ends[segment]), max(start - first, 0)))
+        chunks.append(Chunk(start, end, pieces))
+    return chunks
 
 
 def parameters_of(linear: nn.Linear) -> tuple[Tensor, Tensor]:
