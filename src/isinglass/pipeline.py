@@ -104,8 +104,7 @@ class Pipeline:
         """Features of one image under each number of quarter turns, all in its original pixels."""
         with self.timed("read"):
             view = self._read(image, mask)
-        with self.timed("extract"):
-            return [self._extract(turned(view, turn)) for turn in turns]
+        return self._extract_turns(view, turns)
 
     def extract_many(self, images: Iterable[ImageSource]) -> Iterator[Features]:
         """Features of many images, in order; while one is extracted, the next is decoded and resized beside it.
@@ -131,8 +130,9 @@ class Pipeline:
     ) -> MatchResult:
         """Matches of two images. Masks keep keypoints where they are not zero. Raises InputError on bad images."""
         self.timings_ms = {}
-        features0 = self.extract(image0, mask0)
-        candidates = self.extract_turns(image1, mask1, turns=self.turns)
+        with self.timed("read"), ThreadPoolExecutor(2) as readers:
+            view0, view1 = readers.map(self._read, (image0, image1), (mask0, mask1))
+        (features0,), candidates = self._extract_turns(view0, (0,)), self._extract_turns(view1, self.turns)
         return self.match_features([features0], [candidates])[0]
 
     def match_many(self, features0: Sequence[Features], features1: Sequence[Features]) -> list[Matches]:
@@ -172,6 +172,10 @@ class Pipeline:
         if long_side is not None and self.options.resize_side == "short":
             long_side = round(long_side * max(view.size) / min(view.size))
         return resized(view, long_side)
+
+    def _extract_turns(self, view: View, turns: Sequence[int]) -> list[Features]:
+        with self.timed("extract"):
+            return [self._extract(turned(view, turn)) for turn in turns]
 
     def _extract_timed(self, reading: Future[View]) -> Features:
         with self.timed("read"):  # as far as it was waited for
