@@ -20,6 +20,10 @@ from typing import NamedTuple, ParamSpec, TypeVar
 import torch
 
 MOST = 8  # threads of Python: with more they wait for the interpreter; torch's are shared out among them
+
+# glibc gives freed memory back to the system, to be had again by page faults (a tenth of a matcher's time), but keeps
+# blocks up to the largest that was ever freed; up to this size.
+LARGEST_KEPT = 31 << 20
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 _Arguments = ParamSpec("_Arguments")
@@ -117,5 +121,6 @@ def _team_of(threads: int, process: int) -> _Team:
 
     pool = ThreadPoolExecutor(count, "isinglass", initializer=take_share)
     wait([pool.submit(int) for _ in range(count)])
+    torch.empty(LARGEST_KEPT, dtype=torch.uint8)  # and freed: see there
     torch.set_num_threads(threads)  # what new threads start with: those that took their share have set that, too
     return _Team(pool, count)
