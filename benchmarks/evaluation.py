@@ -38,6 +38,7 @@ CALIBRATIONS = ROOT / "src/isinglass/weights/calibrations.json"
 CONFIGURATIONS = {  # label -> options of isinglass.Pipeline
     "aliked-lightglue-full": {"adaptive": False},
     "aliked-lightglue": {},
+    "aliked-lightglue-bfloat16": {"precision": "bfloat16"},
     "disk-lightglue": {"extractor": "disk"},
     "xfeat-lighterglue": {"extractor": "xfeat"},
     "rootsift-nn-ratio": {"extractor": "rootsift", "matcher": "nearest", "ratio": 0.8},
@@ -112,7 +113,7 @@ def measure_accuracy(work):
         benchmark, training = load(name, work), name in CALIBRATED_ON
         solvers = ("poselib",) if training or name == "rotation" else SOLVERS[benchmark.task]
         for label, options in CONFIGURATIONS.items():
-            if not training or label in CALIBRATED:
+            if label in CALIBRATED or not (training or (name == "rotation" and "precision" in options)):
                 measure(name, label, benchmark, work, {**settings, **options}, solvers=solvers)
     for name in ("homography", "redkitchen"):
         benchmark = load(name, work)

@@ -55,7 +55,7 @@ def test_the_options_have_the_defaults_of_the_library():
     options = {option.name: option.default for option in matching.match.params}
     shared = set(ours) & set(options)
     assert shared == set(ours) - {"adaptive"}
-    for name in shared - {"tile", "device", "filter_threshold", "ratio", "accept_licence"}:
+    for name in shared - {"tile", "memory_mb", "device", "filter_threshold", "ratio", "accept_licence"}:
         assert options[name] == ours[name], name
 
 

@@ -1,6 +1,8 @@
 """Photos in, matches out: exact coordinates through resize, tiles and turns; options; masks; real ground truth."""
 
 import dataclasses
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -117,6 +119,39 @@ def test_tiles_reach_everywhere_and_find_a_keypoint_once(sift, motorcycle):
     assert len(a) < 1.1 * len(b)
 
 
+def test_memory_decides_on_tiles_and_batches():
+    pytest.importorskip("cv2")
+    known = {"extractor": "sift", "matcher": "nearest"}
+    assert Pipeline(**known).tile is None
+    assert Pipeline(**known, memory_mb=280).tile == 1000
+    assert Pipeline(**known, memory_mb=280, tile=300).tile == 300
+    with pytest.raises(InputError, match="memory_mb is 10, which is tiles of 188 px; expected at least 19"):
+        Pipeline(**known, memory_mb=10)
+    with pytest.raises(InputError, match="expected at least 74"):
+        Pipeline(**known, memory_mb=20, tile_overlap=128)
+    assert Pipeline(memory_mb=170).matcher.max_tokens == 10_000
+
+
+MEASURED = """
+import resource, sys, numpy as np, isinglass
+pipeline = isinglass.Pipeline(extractor="xfeat", matcher="nearest", resize=None, memory_mb=int(sys.argv[1]) or None)
+pixels = np.random.default_rng(0).integers(0, 256, (2000, 3000, 3), dtype=np.uint8)
+pipeline.extract(np.ascontiguousarray(pixels[:256, :256]))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+assert pipeline.extract(pixels).keypoints.shape[1] == 2048
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3)
+"""
+
+
+def test_memory_stays_within_the_budget():
+    """Of 6 megapixels: 90 MB are the image itself as uint8 and float32, with a tile's copy."""
+    peaks = [
+        float(subprocess.run([sys.executable, "-c", MEASURED, mb], capture_output=True, text=True, check=True).stdout)
+        for mb in ("0", "60")
+    ]
+    assert peaks[1] < 90 + 60 < peaks[0]
+
+
 def test_many_pairs_equal_each_alone(motorcycle):
     pytest.importorskip("cv2")
     pipeline = Pipeline(extractor="rootsift", matcher="nearest", max_keypoints=300)
@@ -143,6 +178,7 @@ def test_options_are_typed_and_an_unknown_one_is_an_error():
         {"tile": 3},
         {"tile": 64},
         {"resize": 1.5},
+        {"memory_mb": 0},
     ):
         with pytest.raises(InputError, match="expected"):
             Options.of(**bad)

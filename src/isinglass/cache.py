@@ -59,7 +59,7 @@ class FeatureCache:
         """Hex digits. Raises InputError where there is no such file."""
         o = self.pipeline.options
         side = () if o.resize_side == "long" else (o.resize_side,)
-        how = (o.max_keypoints, o.resize, *side, o.rotation, o.tile, o.tile_overlap, o.min_distance)
+        how = (o.max_keypoints, o.resize, *side, o.rotation, self.pipeline.tile, o.tile_overlap, o.min_distance)
         contents = self._hash(image), None if mask is None else self._hash(mask)
         text = repr((contents, str(self.pipeline.extractor.signature), how))
         return hashlib.sha256(text.encode()).hexdigest()

@@ -291,19 +291,20 @@ def cropped(view: View, x: int, y: int, width: int, height: int) -> View:
     return _rearranged(view, lambda plane: plane[..., y : y + height, x : x + width], [[1, 0, x], [0, 1, y]])
 
 
-def tiles(view: View, size: int, overlap: int = 0) -> list[View]:
+def tiles(view: View, size: int, overlap: int = 0) -> Iterator[View]:
     """Equal squares of `size` px that cover the view, row by row, neighbours sharing at least `overlap` px.
 
-    A side shorter than `size` is not cut. Raises InputError unless 0 <= overlap < size.
+    Each is a copy, made when it is asked for. A side shorter than `size` is not cut. Raises InputError unless
+    0 <= overlap < size.
     """
     if not 0 <= overlap < size:
         raise InputError(f"tiles of {size} px cannot overlap by {overlap} px; expected 0 <= overlap < size")
     width, height = (min(size, side) for side in view.size)
-    return [
+    return (
         cropped(view, x, y, width, height)
         for y in _tile_starts(view.size[1], height, overlap)
         for x in _tile_starts(view.size[0], width, overlap)
-    ]
+    )
 
 
 def points_to_original(view: View, points: Tensor) -> Tensor:

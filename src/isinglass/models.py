@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from isinglass.weights import record, records
 EXTRACTORS = {"ALIKED": ALIKED, "DISK": DISK, "SuperPoint": SuperPoint, "XFeat": XFeat}
 MATCHERS = {"LightGlue": LightGlue, "SuperGlue": SuperGlue}
 HANDMADE = ("sift", "rootsift")  # extractors without weights
+LEAST_TILE = 256  # px, that memory may ask for: in smaller ones hardly a pixel sees all that its descriptor needs
 ALIASES = {"aliked": "aliked-n16"}  # short name -> the weights it stands for
 
 
@@ -80,7 +82,32 @@ def load_matcher(options: Options, device: torch.device) -> Matcher:
         more["filter_threshold"] = options.filter_threshold
     matcher = MATCHERS[kind].pretrained(name, device=device, accept_licence=options.accept_licence, **more)
     matcher.compute_dtype = compute_dtype(options.precision, device)
+    if options.memory_mb is not None:
+        matcher.max_tokens = min(matcher.max_tokens, options.memory_mb * 1_000_000 // matcher.bytes_per_token)
     return matcher
+
+
+def tile_side(options: Options, extractor: Extractor) -> int | None:
+    """Px of the tiles that images are cut into: what the options say, or less to stay within their memory.
+
+    None = images are never cut. Raises InputError where the memory is too little for any tile.
+    """
+    if options.memory_mb is None:
+        return options.tile
+    bytes_per_pixel = getattr(extractor, "bytes_per_pixel", None)
+    if bytes_per_pixel is None:
+        raise InputError(
+            f"memory_mb is for extractors that know what they need; {extractor.signature} does not say its "
+            "bytes_per_pixel. Choose tile instead"
+        )
+    side = math.isqrt(options.memory_mb * 1_000_000 // bytes_per_pixel)
+    if side < 4 * options.tile_overlap or side < LEAST_TILE:
+        least = max(4 * options.tile_overlap, LEAST_TILE) ** 2 * bytes_per_pixel // 1_000_000 + 1
+        raise InputError(
+            f"memory_mb is {options.memory_mb}, which is tiles of {side} px; expected at least {least} for this "
+            f"extractor and a tile_overlap of {options.tile_overlap}"
+        )
+    return side if options.tile is None else min(side, options.tile)
 
 
 def best_device() -> str:

@@ -19,6 +19,7 @@ class OptionsDict(TypedDict, total=False):
     rotation: Literal["none", "exif", "auto"]
     tile: int | None
     tile_overlap: int
+    memory_mb: int | None
     min_distance: float
     adaptive: bool
     filter_threshold: float | None
@@ -41,6 +42,8 @@ class Options:
                     second image the one with most matches
     tile            px, side of the squares that a larger (resized) image is cut into; None = never
     tile_overlap    px that neighbouring tiles share
+    memory_mb       MB that one image's extraction, or a batch of pairs, may take beyond models, images and features:
+                    larger images are cut into tiles, batches are smaller; None = as fast as can be
     min_distance    px of the resized image; of two keypoints nearer than that the weaker goes
     adaptive        let matchers that can stop early and drop points do so; False = all layers for all points
     filter_threshold  least score of a match; None = the matcher's own
@@ -58,6 +61,7 @@ class Options:
     rotation: Literal["none", "exif", "auto"] = "exif"
     tile: int | None = None
     tile_overlap: int = 64
+    memory_mb: int | None = None
     min_distance: float = 1.0
     adaptive: bool = True
     filter_threshold: float | None = None
@@ -75,7 +79,7 @@ class Options:
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise InputError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(map(repr, known))}")
-        for name, least in (("max_keypoints", 0), ("resize", 1), ("tile", 64)):
+        for name, least in (("max_keypoints", 0), ("resize", 1), ("tile", 64), ("memory_mb", 1)):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < least):
                 raise InputError(f"{name} is {value!r}; expected an integer of at least {least}, or None")

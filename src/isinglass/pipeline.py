@@ -31,7 +31,7 @@ from isinglass.images import (
     upright,
     whole,
 )
-from isinglass.models import best_device, load_extractor, load_matcher
+from isinglass.models import best_device, load_extractor, load_matcher, tile_side
 from isinglass.ops.calibration import probabilities
 from isinglass.ops.keypoints import distinct
 from isinglass.options import Options, OptionsDict
@@ -93,6 +93,7 @@ class Pipeline:
         with self.timed("load"):
             self.extractor = custom_extractor or load_extractor(self.options, self.device)
             self.matcher = custom_matcher or load_matcher(self.options, self.device)
+        self.tile = tile_side(self.options, self.extractor)
 
     def extract(self, image: ImageSource, mask: ImageSource | None = None) -> Features:
         """Features of one image, in its original pixels, wherever the image was resized, turned or tiled."""
@@ -185,8 +186,8 @@ class Pipeline:
 
     def _extract(self, view: View) -> Features:
         """All tiles' features in original pixels, without near-duplicates, the best `max_keypoints`."""
-        cut = self.options.tile is not None and max(view.size) > self.options.tile
-        parts = tiles(view, self.options.tile, self.options.tile_overlap) if cut and self.options.tile else [view]
+        cut = self.tile is not None and max(view.size) > self.tile
+        parts = tiles(view, self.tile, self.options.tile_overlap) if cut and self.tile else [view]
         found = [features_to_original(part, self._extract_part(part)) for part in parts]
         features = found[0] if len(found) == 1 else _joined(found)
         scale = float(torch.linalg.det(view.to_original[:, :2]).abs().sqrt())  # original px of one px of the view

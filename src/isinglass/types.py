@@ -217,7 +217,11 @@ class Matches:
 
 @runtime_checkable
 class Extractor(Protocol):
-    """Images in, features out. A model cannot read files, resize or plot."""
+    """Images in, features out. A model cannot read files, resize or plot.
+
+    One may have `bytes_per_pixel`, the most memory that extraction was measured to take: images can then be cut into
+    tiles by the memory there is.
+    """
 
     @property
     def signature(self) -> Signature:

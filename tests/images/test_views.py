@@ -38,7 +38,7 @@ def test_every_pixel_is_found_back_through_turns_mirrors_and_crops(data):
                 view, x, y, data.draw(st.integers(1, width - x)), data.draw(st.integers(1, height - y))
             )
         else:
-            view = data.draw(st.sampled_from(images.tiles(view, data.draw(st.integers(2, 6)), 1)))
+            view = data.draw(st.sampled_from(list(images.tiles(view, data.draw(st.integers(2, 6)), 1))))
     assert view.original_size == (original.shape[2], original.shape[1])
     assert_pixels_are_where_they_say(view, original)
 
@@ -217,7 +217,7 @@ def test_a_crop_that_is_not_inside_is_refused(box):
 @given(st.integers(1, 50), st.integers(1, 50), st.integers(1, 20), st.data())
 def test_tiles_are_equal_cover_all_and_overlap(width, height, size, data):
     overlap = data.draw(st.integers(0, size - 1))
-    parts = images.tiles(images.whole(torch.zeros(3, height, width)), size, overlap)
+    parts = list(images.tiles(images.whole(torch.zeros(3, height, width)), size, overlap))
     seen = torch.zeros(height, width, dtype=torch.int64)
     for part in parts:
         assert part.size == (min(size, width), min(size, height))

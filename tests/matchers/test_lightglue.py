@@ -281,14 +281,14 @@ def test_scale_and_orientation_matter_where_they_are_encoded():
 
 
 def test_long_lists_are_cut_into_buffers_of_bounded_size(monkeypatch):
-    monkeypatch.setattr("isinglass.matchers.lightglue.MAX_TOKENS", 100)
     pairs = [make_pair(30, 30, seed=i) for i in range(4)] + [make_pair(90, 90)]
     model, buffers = random_model(), []
+    model.max_tokens = 100
     monkeypatch.setattr(
         model, "_match_packed", lambda chunk: buffers.append(len(chunk)) or LightGlue._match_packed(model, chunk)
     )
     assert len(model.match_many(*zip(*pairs, strict=True))) == 5
     assert buffers == [1, 1, 1, 1, 1]
-    monkeypatch.setattr("isinglass.matchers.lightglue.MAX_TOKENS", 130)
+    model.max_tokens = 130
     model.match_many(*zip(*pairs, strict=True))
     assert buffers[5:] == [2, 2, 1]

@@ -34,6 +34,9 @@ PIPELINE_OPTIONS = (
     click.option("--tile", type=click.IntRange(64), help="Cut larger images into squares of this many px."),
     click.option("--tile-overlap", type=click.IntRange(0), default=64, show_default=True, help="In px."),
     click.option(
+        "--memory-mb", type=click.IntRange(1), help="What extraction and matching may take beyond models and images."
+    ),
+    click.option(
         "--min-distance",
         type=click.FloatRange(0),
         default=1.0,

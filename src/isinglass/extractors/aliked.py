@@ -181,6 +181,7 @@ class ALIKED(Pretrained, nn.Module):
 
     Config = ALIKEDConfig
     default_weights = "aliked-n16"
+    bytes_per_pixel = 240
 
     def __init__(self, config: ALIKEDConfig | None = None) -> None:
         super().__init__()

@@ -102,6 +102,7 @@ class DISK(Pretrained, nn.Module):
 
     Config = DISKConfig
     default_weights = "disk"
+    bytes_per_pixel = 350
 
     def __init__(self, config: DISKConfig | None = None) -> None:
         super().__init__()

@@ -42,6 +42,7 @@ class SIFT:
     """
 
     Config = SIFTConfig
+    bytes_per_pixel = 280
 
     def __init__(self, config: SIFTConfig | None = None) -> None:
         self.config = config or SIFTConfig()

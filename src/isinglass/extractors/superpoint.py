@@ -124,6 +124,7 @@ class SuperPoint(Pretrained, nn.Module):
 
     Config = SuperPointConfig
     default_weights = "superpoint-open"
+    bytes_per_pixel = 180
 
     def __init__(self, config: SuperPointConfig | None = None) -> None:
         super().__init__()

@@ -59,6 +59,7 @@ class XFeat(Pretrained, nn.Module):
 
     Config = XFeatConfig
     default_weights = "xfeat"
+    bytes_per_pixel = 75
 
     def __init__(self, config: XFeatConfig | None = None) -> None:
         super().__init__()

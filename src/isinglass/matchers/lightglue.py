@@ -27,7 +27,7 @@ from isinglass.ops.units import Unit, parameters_of, prepared
 from isinglass.types import Features, Matches, check_pairs, chunk_pairs, distinct_views, match_batch
 from isinglass.weights import Pretrained
 
-MAX_TOKENS = 32768  # of one packed buffer: enough to fill a machine, about 1 GiB of activations at width 256
+MAX_TOKENS = 32768  # of one packed buffer: enough to fill a machine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +180,7 @@ class LightGlue(Pretrained, nn.Module):
 
     Config: ClassVar[type] = LightGlueConfig
     default_weights: ClassVar[str] = "lightglue-aliked"
+    bytes_per_token: ClassVar[int] = 17_000  # measured at width 256
 
     def __init__(self, config: LightGlueConfig | None = None) -> None:
         super().__init__()
@@ -192,6 +193,7 @@ class LightGlue(Pretrained, nn.Module):
         self.layers = nn.ModuleList(Layer(config.width, config.heads) for _ in range(config.layers))
         self.assignments = nn.ModuleList(Assignment(config.width) for _ in range(config.layers))
         self.confidences = nn.ModuleList(nn.Linear(config.width, 1) for _ in range(config.layers - 1))
+        self.max_tokens = MAX_TOKENS
         self.compute_dtype = torch.float32  # of the layers in `match`; the rest is in that of the weights
 
     @property
@@ -241,7 +243,7 @@ class LightGlue(Pretrained, nn.Module):
         pairs = check_pairs(
             features0, features1, matcher=self.name, accepts=self.accepts, descriptor_size=self.config.input_size
         )
-        return [matches for chunk in chunk_pairs(pairs, MAX_TOKENS) for matches in self._match_packed(chunk)]
+        return [matches for chunk in chunk_pairs(pairs, self.max_tokens) for matches in self._match_packed(chunk)]
 
     # --- the parts of `forward` and `match_many`
 

@@ -26,7 +26,7 @@ from torch.nn.attention.varlen import varlen_attn
 from isinglass.ops.linear import ROWS, padded, padded_rows, rows_product
 from isinglass.ops.threads import for_each, team_size
 
-BLOCK_NUMBERS = 2**18  # similarities at once: 1 MiB, what a core's own cache holds today
+BLOCK_NUMBERS = 2**20  # similarities at once: 4 MiB; fewer make products of too few rows
 
 
 class Layout(Protocol):
