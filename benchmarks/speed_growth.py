@@ -76,10 +76,10 @@ def growth_keypoints(bench):
 
 @measurement
 def growth_megapixels(bench):
-    """One photo, enlarged, from its file to 2048 features: whole, and in tiles of 1024 px."""
+    """One photo, enlarged, from its file to 2048 features: whole, in tiles of 1024 px, within a budget of memory."""
     sizes, series = bench.sizes(*MEGAPIXELS), {}
-    for label, tile in (("tiles of 1024 px", 1024), ("whole", None)):
-        request = {"do": "extract_file", "tile": tile, "keypoints": 2048}
+    for label, how in (("tiles of 1024 px", {"tile": 1024}), ("memory_mb=500", {"memory_mb": 500}), ("whole", {})):
+        request = {"do": "extract_file", "how": how, "keypoints": 2048}
         series[label] = _series(
             bench,
             sizes,

@@ -142,9 +142,9 @@ def photos(image0, image1, keypoints, precision="auto"):
     return (lambda: made.match(image0, image1)), lambda result: {"matches": len(result.scores)}
 
 
-def extract_file(image, tile, keypoints, precision="auto"):
-    """Features of a file at its own size, whole or in tiles."""
-    made = pipeline(precision, resize=None, tile=tile, max_keypoints=keypoints, matcher="nearest")
+def extract_file(image, how, keypoints, precision="auto"):
+    """Features of a file at its own size, whole or in tiles as `how` says."""
+    made = pipeline(precision, resize=None, max_keypoints=keypoints, matcher="nearest", **how)
     return (lambda: made.extract(image)), lambda found: {"num_keypoints": found.keypoints.shape[1]}
 
 
