@@ -168,7 +168,7 @@ def bars(results):
 
 
 def _accuracy_bar():
-    """AUC in bfloat16 less that in float32 on the sets of benchmarks.md, whose float32 matches are the published ones."""
+    """AUC in bfloat16 less that in float32, on the sets of benchmarks.md; in float32 matches are the published ones."""
     shown, worst = [], 0.0
     for name, what in (("homography", "homographies"), ("redkitchen", "poses")):
         of = [load_run(EVALUATED / name / f"{ALIKED}{suffix}.json").info["best"]["poselib"] for suffix in SUFFIXES]

@@ -298,3 +298,10 @@ def test_the_readme_runs(tmp_path, monkeypatch, motorcycle):
     results = [value for value in names.values() if isinstance(value, isinglass.MatchResult)]
     assert results
     assert all(len(result.points0) == len(result.points1) > 100 for result in results)
+
+
+def test_a_pipeline_does_not_bring_torchs_compiler_along():
+    """It takes as long to import as all the rest."""
+    code = "import sys, isinglass.pipeline; print([name for name in sys.modules if name.startswith('torch._dynamo')])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

@@ -134,7 +134,7 @@ def test_all_segments_at_once_are_the_segments(monkeypatch, partner):
             out.append(reference_attention(*of_pair).transpose(0, 1))
         return torch.cat(out)
 
-    monkeypatch.setattr(attention, "varlen_attn", stand_in)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", stand_in)
     lengths = (5, 9, 3, 3, 8, 1)
     q, k, v = (x.transpose(0, 1) for x in tokens(sum(lengths), seed=3))
     found = attention.attend_at_once(q, k, v, lengths, partner, 0.25)

@@ -21,7 +21,6 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
 
 from isinglass.ops.linear import ROWS, padded, padded_rows, rows_product
 from isinglass.ops.threads import for_each, team_size
@@ -104,6 +103,8 @@ def attend_at_once(
     q_HTD: Tensor, k_HTD: Tensor, v_HTD: Tensor, lengths: Sequence[int], partner: int, scale: float | None = None
 ) -> Tensor:
     """As `attend_packed`, all segments in one call of flash attention for variable lengths; for GPUs, in halves."""
+    from torch.nn.attention.varlen import varlen_attn  # 1.6 s, as it brings torch's compiler along
+
     order = [i ^ partner for i in range(len(lengths))]
     key_lengths = [lengths[i] for i in order]
     q_THD, k_THD, v_THD = (x.transpose(0, 1).to(v_HTD.dtype) for x in (q_HTD, k_HTD, v_HTD))
