@@ -17,6 +17,10 @@ class WriteError(InputError):
     """A result cannot be written: no permission, a full disk."""
 
 
+class TrainingError(IsinglassError):
+    """A training run cannot go on."""
+
+
 class WeightsError(IsinglassError):
     """A checkpoint cannot be found, fetched, read or loaded."""
 

@@ -23,22 +23,18 @@ from PIL import Image, ImageFilter
 
 from isinglass.datasets.layout import PathLike, collected, existing_folder, image_files
 from isinglass.datasets.pairs import Benchmark, EvalPair, Floats
+from isinglass.datasets.views import TO_CORNERS, Shape, middle, random_view, shift, turn, zoom
 from isinglass.errors import InputError
 from isinglass.files import write_atomically
 from isinglass.images import read_image
 
 Photos = PathLike | Sequence[Path]
-Shape = tuple[int, int]
 View = tuple[Floats, Shape]
 _Item = TypeVar("_Item")
 
 SUPERGLUE_AUC_AT = (1, 3, 5, 10)  # px: 10 is the one of its table 1
 _VERSION = 1  # of how views are cut: files of another are made again
 _MIN_SIDE_PX = 16  # of a photo
-_INWARD = 0.4  # how far a corner of a random view comes in, as a share of the side
-_ANGLES = 10  # tried until one keeps the view inside the photo
-_MIN_CONVEXITY = 0.05  # of the parallelogram at each corner, as a share of the area
-_TO_CORNERS = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # pixels of the house to those of this file
 
 
 def synthetic_homographies(
@@ -71,8 +67,8 @@ def synthetic_homographies(
         photo = photos[index % len(photos)]
         rng = np.random.default_rng([seed, index])
         shape = size if photo.size[0] >= photo.size[1] else (size[1], size[0])
-        view0 = _middle(photo.size, shape)
-        view1 = view0 @ _random_view(shape, math.radians(max_angle_deg), rng)
+        view0 = middle(photo.size, shape)
+        view1 = view0 @ random_view(shape, math.radians(max_angle_deg), rng)
         seeds = rng.integers(2**32, size=2).tolist() if photometric else (None, None)
         return _pair(f"{photo.name}/{index}", "all", photo, Path(cache), ((view0, shape), (view1, shape)), seeds)
 
@@ -97,9 +93,9 @@ def rotation_sweep(images: Photos, step_deg: float, cache: PathLike, *, side_px:
         photo, angle_deg = item
         whole = min(photo.size) / math.sqrt(2)
         side = min(side_px, int(whole))
-        to_middle = _shift(photo.size[0] / 2, photo.size[1] / 2)
-        view0 = to_middle @ _zoom(whole / side) @ _shift(-side / 2, -side / 2)
-        view1 = to_middle @ _turn(math.radians(angle_deg)) @ np.linalg.inv(to_middle) @ view0
+        to_middle = shift(photo.size[0] / 2, photo.size[1] / 2)
+        view0 = to_middle @ zoom(whole / side) @ shift(-side / 2, -side / 2)
+        view1 = to_middle @ turn(math.radians(angle_deg)) @ np.linalg.inv(to_middle) @ view0
         views = (view0, (side, side)), (view1, (side, side))
         return _pair(f"{photo.name}/{angle_deg:g}", f"{angle_deg:03g}", photo, Path(cache), views)
 
@@ -126,7 +122,7 @@ def scale_sweep(images: Photos, factors: Sequence[float], cache: PathLike, *, lo
         shrink = min(1.0, long_side_px / max(photo.size))
         shape = max(round(photo.size[0] * shrink), 1), max(round(photo.size[1] * shrink), 1)
         view0 = np.diag([photo.size[0] / shape[0], photo.size[1] / shape[1], 1.0])
-        view1 = view0 @ _shift(shape[0] / 2, shape[1] / 2) @ _zoom(1 / factor) @ _shift(-shape[0] / 2, -shape[1] / 2)
+        view1 = view0 @ shift(shape[0] / 2, shape[1] / 2) @ zoom(1 / factor) @ shift(-shape[0] / 2, -shape[1] / 2)
         views = (view0, shape), (view1, shape)
         return _pair(f"{photo.name}/x{factor:g}", f"x{factor:g}", photo, Path(cache), views)
 
@@ -194,7 +190,7 @@ def _pair(
     seeds: Sequence[int | None] = (None, None),
 ) -> EvalPair:
     (view0, _), (view1, _) = views
-    between = np.linalg.inv(_TO_CORNERS) @ np.linalg.inv(view1) @ view0 @ _TO_CORNERS
+    between = np.linalg.inv(TO_CORNERS) @ np.linalg.inv(view1) @ view0 @ TO_CORNERS
     image0, image1 = (_cut(photo, cache, view, seed) for view, seed in zip(views, seeds, strict=True))
     return EvalPair(name=name, image0=image0, image1=image1, group=group, homography=between / between[2, 2])
 
@@ -212,58 +208,7 @@ def _cut(photo: _Photo, cache: Path, view: View, seed: int | None) -> Path:
     return file
 
 
-# ---- views
-
-
-def _shift(x: float, y: float) -> Floats:
-    return np.array([[1, 0, x], [0, 1, y], [0, 0, 1.0]])
-
-
-def _zoom(factor: float) -> Floats:
-    return np.diag([factor, factor, 1.0])
-
-
-def _turn(angle_rad: float) -> Floats:
-    """From +x towards +y: of a view so turned in its photo, what is seen is turned counter-clockwise."""
-    cos, sin = math.cos(angle_rad), math.sin(angle_rad)
-    return np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1.0]])
-
-
-def _middle(photo_size: Shape, shape: Shape) -> Floats:
-    """The greatest view of this shape in the middle of the photo."""
-    scale = min(photo_size[0] / shape[0], photo_size[1] / shape[1])
-    return _shift(photo_size[0] / 2, photo_size[1] / 2) @ _zoom(scale) @ _shift(-shape[0] / 2, -shape[1] / 2)
-
-
-def _random_view(shape: Shape, max_angle_rad: float, rng: np.random.Generator) -> Floats:
-    """Of an image of this shape, of the same shape."""
-    full_42 = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], dtype=np.float64)
-    corners_42 = np.zeros((4, 2))
-    while not _is_convex(corners_42):
-        corners_42 = np.abs(full_42 - rng.uniform(0, _INWARD, (4, 2)))
-    corners_42 = (corners_42 - corners_42.mean(axis=0) + 0.5) * shape
-    for angle in rng.uniform(-max_angle_rad, max_angle_rad, _ANGLES):
-        turned_42 = (corners_42 - np.array(shape) / 2) @ _turn(angle)[:2, :2].T + np.array(shape) / 2
-        if (turned_42 >= 0).all() and (turned_42 <= shape).all():
-            corners_42 = turned_42
-            break
-    corners_42 = corners_42 + rng.uniform(-corners_42.min(axis=0), shape - corners_42.max(axis=0))
-    return _from_corners(full_42 * shape, corners_42)
-
-
-def _is_convex(corners_42: Floats) -> bool:
-    """Whether the corners, in order, clearly turn to the same side."""
-    after_42 = np.roll(corners_42, -1, axis=0) - corners_42
-    before_42 = np.roll(after_42, 1, axis=0)
-    return bool((before_42[:, 0] * after_42[:, 1] - before_42[:, 1] * after_42[:, 0]).min() > _MIN_CONVEXITY)
-
-
-def _from_corners(from_42: Floats, to_42: Floats) -> Floats:
-    """The homography that four points determine: the linear system of Hartley and Zisserman, section 4.1.2."""
-    rows = []
-    for (x, y), (u, v) in zip(from_42, to_42, strict=True):
-        rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
-    return np.append(np.linalg.solve(np.array(rows), to_42.reshape(-1)), 1.0).reshape(3, 3)
+# ---- pixels
 
 
 def _resampled(photo: Image.Image, view: Floats, shape: Shape) -> Image.Image:
@@ -277,7 +222,7 @@ def _resampled(photo: Image.Image, view: Floats, shape: Shape) -> Image.Image:
         (max(round(photo.width * shrink), 1), max(round(photo.height * shrink), 1)), Image.Resampling.LANCZOS
     )
     scale = np.diag([small.width / photo.width, small.height / photo.height, 1.0])
-    matrix = scale @ view @ _zoom(0.5)
+    matrix = scale @ view @ zoom(0.5)
     coefficients = (matrix / matrix[2, 2]).reshape(-1)[:8].tolist()
     return small.transform(
         (2 * width, 2 * height), Image.Transform.PERSPECTIVE, coefficients, Image.Resampling.BICUBIC

@@ -32,7 +32,8 @@ MAX_TOKENS = 32768  # of one packed buffer: enough to fill a machine
 class SuperGlueConfig:
     """Defaults are the published code's. Raises InputError where the heads do not divide the width."""
 
-    width: int = 256  # channels of the descriptors that come in, and of the states
+    input_size: int | None = None  # channels of the descriptors that come in; None = as of the states, as published
+    width: int = 256  # of the states
     layers: int = 18  # L of the paper; the first, third, ... attend within a view, the others to the other view
     heads: int = 4
     encoder_widths: tuple[int, ...] = (32, 64, 128, 256)  # hidden layers of the keypoint encoder
@@ -122,6 +123,9 @@ class SuperGlue(Pretrained, nn.Module):
     def __init__(self, config: SuperGlueConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or SuperGlueConfig()
+        self.input_size = config.input_size or config.width
+        same_size = self.input_size == config.width
+        self.input_projection = nn.Identity() if same_size else nn.Linear(self.input_size, config.width)
         self.keypoint_encoder = MLP(3, *config.encoder_widths, config.width)
         self.layers = nn.ModuleList(AttentionalPropagation(config.width, config.heads) for _ in range(config.layers))
         self.final_projection = nn.Linear(config.width, config.width)
@@ -169,7 +173,7 @@ class SuperGlue(Pretrained, nn.Module):
         model was not made for, see `check_pairs`.
         """
         pairs = check_pairs(
-            features0, features1, matcher=self.name, accepts=self.accepts, descriptor_size=self.config.width
+            features0, features1, matcher=self.name, accepts=self.accepts, descriptor_size=self.input_size
         )
         return [matches for chunk in chunk_pairs(pairs, self.max_tokens) for matches in self._match_packed(chunk)]
 
@@ -186,7 +190,8 @@ class SuperGlue(Pretrained, nn.Module):
     ) -> Tensor:
         """Matching descriptors f (..., D) of keypoints (..., 2) px, as eq. 2 to 6; `sample` as in `MLP`."""
         position = _positions(keypoints, image_size.to(keypoints))
-        x = descriptors + self.keypoint_encoder(torch.cat([position, scores[..., None]], dim=-1), sample)  # eq. 2
+        encoded = self.keypoint_encoder(torch.cat([position, scores[..., None]], dim=-1), sample)
+        x = self.input_projection(descriptors) + encoded  # eq. 2
         for i, layer in enumerate(self.layers):
             x = layer(x, layout, i % 2 == 1, sample)
         return self.final_projection(x)  # eq. 6
@@ -208,7 +213,7 @@ class SuperGlue(Pretrained, nn.Module):
         x_TD = torch.cat([_positions(keypoints_T2, size_T2.to(like)), scores_T[:, None]], dim=1)
         for layer in encoder:
             x_TD = layer(x_TD)
-        x_TD = x_TD + torch.cat([view.descriptors[0] for view in views]).to(like)
+        x_TD = x_TD + self.input_projection(torch.cat([view.descriptors[0] for view in views]).to(like))
         x_TD = x_TD.to(self.compute_dtype)
         for unit in units:
             x_TD = unit(x_TD, lengths)

@@ -55,9 +55,9 @@ class Dense:
         return self._attend(q, k.flip(1), v.flip(1), None if self.mask_B2N is None else self.mask_B2N.flip(1))
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask_B2N: Tensor | None) -> Tensor:
-        heads_first = (x.transpose(-2, -3) for x in (q, k, v))
-        bias = None if mask_B2N is None else mask_B2N[:, :, None, None, :]
-        out = F.scaled_dot_product_attention(*heads_first, attn_mask=bias).transpose(-2, -3)
+        q, k, v = (x.flatten(0, 1).transpose(1, 2) for x in (q, k, v))  # torch has fused kernels for four axes only
+        bias = None if mask_B2N is None else mask_B2N.flatten(0, 1)[:, None, None, :]
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).unflatten(0, (-1, 2))
         return out if bias is None else out.nan_to_num()  # a view without any keypoint has nothing to attend to
 
 

@@ -27,6 +27,7 @@ from isinglass.weights.records import known_file
 
 METADATA = "isinglass"  # the key of our JSON in a safetensors file
 FORMAT = 1
+_TRAINING = "train/"  # before the names of what only training needs
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +43,14 @@ class Checkpoint:
     accepts: tuple[str, ...] | None = None  # matchers: extractors it was trained on; None = not told
     licence: str | None = None
     trained_on: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingState:
+    """What training needs to go on, beside the weights: `tensors`, and `about`, which is plain JSON."""
+
+    tensors: Mapping[str, Tensor]
+    about: Mapping[str, Any]
 
 
 def read_checkpoint(path: Path | str, model: str | None = None) -> Checkpoint:
@@ -111,11 +120,13 @@ def save_checkpoint(
     trained_on: str,
     accepts: Sequence[str] | None = None,
     half: bool = False,
+    training: TrainingState | None = None,
 ) -> Path:
     """Write the weights of one of our models, with what people must know of them. Returns the path.
 
-    `half`: floats as float16, at half the size; they are read back as float32. A file of that name is replaced only
-    when the new one is whole. Raises WeightsError where it cannot be written.
+    `half`: floats as float16, at half the size; they are read back as float32. `training` is for
+    `read_training_state`; who loads the weights never sees it. A file of that name is replaced only when the new one
+    is whole. Raises WeightsError where it cannot be written.
     """
     path = Path(path)
     metadata = {
@@ -130,6 +141,11 @@ def save_checkpoint(
     state = {key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}
     if half:
         state = {key: value.half() if value.dtype == torch.float32 else value for key, value in state.items()}
+    if training is not None:
+        metadata["training"] = training.about
+        state |= {
+            f"{_TRAINING}{key}": value.detach().cpu().contiguous().clone() for key, value in training.tensors.items()
+        }
     part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
@@ -140,6 +156,15 @@ def save_checkpoint(
     finally:
         part.unlink(missing_ok=True)
     return path
+
+
+def read_training_state(path: Path | str) -> TrainingState:
+    """What `save_checkpoint` was given as `training`. Raises WeightsError where the file has none."""
+    tensors, metadata = _read_file(Path(path), training=True)
+    if "training" not in metadata:
+        raise WeightsError(f"{path} has weights alone; expected a checkpoint that training goes on from")
+    of_training = {key.removeprefix(_TRAINING): value for key, value in tensors.items() if key.startswith(_TRAINING)}
+    return TrainingState(tensors=of_training, about=metadata["training"])
 
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: object) -> None:
@@ -172,8 +197,11 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: object)
 # --- reading files
 
 
-def _read_file(path: Path) -> tuple[State, dict[str, Any]]:
-    """All tensors of a file, nested names joined by dots, and our metadata if it has them."""
+def _read_file(path: Path, *, training: bool = False) -> tuple[State, dict[str, Any]]:
+    """All tensors of a file, nested names joined by dots, and our metadata if it has them.
+
+    What only training needs is left out unless it is asked for.
+    """
     if not path.is_file():
         raise WeightsError(f"there is no file {path}; expected a checkpoint")
     try:
@@ -182,7 +210,8 @@ def _read_file(path: Path) -> tuple[State, dict[str, Any]]:
         if len(head) == 9 and head.endswith(b"{"):  # safetensors: 8 bytes of length, then JSON
             with safetensors.safe_open(path, framework="pt") as archive:
                 metadata = json.loads((archive.metadata() or {}).get(METADATA, "{}"))
-                return {key: archive.get_tensor(key) for key in archive.keys()}, metadata  # noqa: SIM118
+                keys = [key for key in archive.keys() if training or not key.startswith(_TRAINING)]  # noqa: SIM118
+                return {key: archive.get_tensor(key) for key in keys}, metadata
         with torch.serialization.safe_globals(_numpy_scalars()):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds on a damaged file

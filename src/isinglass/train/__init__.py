@@ -1,0 +1,1 @@
+"""Training of matchers: labels, losses, sources of pairs, the loop, and the recipes that put them together."""

@@ -1,0 +1,97 @@
+"""Where a run is, in one safetensors file: `pretrained(path)` loads it, and training goes on from it.
+
+The running mean of the weights has the model's own names. What only training needs is beside them: the weights as they
+are, and the optimiser's two moments of each. A file is replaced only when the new one is whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from isinglass.errors import WeightsError
+from isinglass.matchers.lightglue import LightGlue
+from isinglass.matchers.superglue import SuperGlue
+from isinglass.weights.checkpoint import TrainingState, read_training_state, save_checkpoint
+
+LICENCE = "Apache-2.0"  # of what people train with this; their photos' licences are theirs to know
+MAY_CHANGE = ("steps", "validate_every", "validation_pairs", "save_every", "log_every", "notes")  # of a run's config
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(slots=True, kw_only=True)
+class Progress:
+    """Counts since the start. `updates` leaves out the `skipped` steps, whose gradient was not finite."""
+
+    step: int = 0
+    updates: int = 0
+    skipped: int = 0
+    pairs: int = 0
+    seconds: float = 0.0
+    best: float = 0.0
+    best_step: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """All that changes in the course of a run."""
+
+    model: LightGlue | SuperGlue
+    mean: LightGlue | SuperGlue  # of the same structure: the running mean of the weights
+    optimizer: torch.optim.Optimizer
+    progress: Progress
+
+
+def save_run(run: Run, path: Path, about: Mapping[str, Any], *, plain: nn.Module, accepts: tuple[str, ...]) -> None:
+    """Write the checkpoint; `plain` is `mean` as the matcher that people load. Raises WeightsError if it cannot be."""
+    tensors = {f"weights/{name}": value for name, value in run.model.state_dict().items()}
+    tensors |= {f"mean/{name}": value for name, value in run.mean.state_dict().items()}
+    for name, value in run.model.named_parameters():
+        kept = run.optimizer.state.get(value, {})
+        tensors |= {f"{moment}/{name}": kept[moment] for moment in MOMENTS if moment in kept}
+    save_checkpoint(
+        plain,
+        path,
+        name=about["config"]["name"],
+        licence=LICENCE,
+        trained_on=about["trained_on"],
+        accepts=accepts,
+        training=TrainingState(tensors=tensors, about={**about, "progress": asdict(run.progress)}),
+    )
+
+
+def resume_run(run: Run, path: Path, about: Mapping[str, Any]) -> None:
+    """Set everything to what the file says. Raises WeightsError where it is of another run than `about` tells."""
+    kept = read_training_state(path)
+    for name in ("config", "data", "validation_data"):
+        if differing := _difference(kept.about[name], about[name]):
+            raise WeightsError(f"{path} is of another run: its {name} {differing}. Choose another folder to begin anew")
+    for module, prefix in ((run.model, "weights/"), (run.mean, "mean/")):
+        module.load_state_dict(_under(kept.tensors, prefix))
+    moments = {moment: _under(kept.tensors, f"{moment}/") for moment in MOMENTS}
+    for name, parameter in run.model.named_parameters():
+        if name in moments[MOMENTS[0]]:
+            run.optimizer.state[parameter] = {
+                "step": torch.tensor(float(kept.about["progress"]["updates"])),
+                **{moment: moments[moment][name].to(parameter.device) for moment in MOMENTS},
+            }
+    for name, value in kept.about["progress"].items():
+        setattr(run.progress, name, value)
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _difference(there: Any, here: Any) -> str:
+    """What is not the same, empty if nothing that matters."""
+    if not isinstance(there, dict):
+        return "" if there == here else f"is {there!r} instead of {here!r}"
+    keys = [key for key in here if key not in MAY_CHANGE and there.get(key) != here[key]]
+    told = ", ".join(f"{key} {there.get(key)!r} instead of {here[key]!r}" for key in keys[:3])
+    return f"differs: {told}" if told else ""
