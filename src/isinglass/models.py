@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from isinglass.ops.linear import compute_dtype
 from isinglass.options import Options
 from isinglass.types import Extractor, Matcher
 from isinglass.weights import record, records
+from isinglass.weights.checkpoint import read_checkpoint
 
 EXTRACTORS = {"ALIKED": ALIKED, "DISK": DISK, "SuperPoint": SuperPoint, "XFeat": XFeat}
 MATCHERS = {"LightGlue": LightGlue, "SuperGlue": SuperGlue}
@@ -57,7 +59,7 @@ def load_extractor(options: Options, device: torch.device) -> Extractor:
     wanted = limit if limit is None or options.min_distance == 0 else limit + limit // 16
     if name in HANDMADE:
         return SIFT(SIFT.Config(rootsift=name == "rootsift", max_keypoints=wanted))
-    kind = record(name).model
+    kind = _kind_of(name)
     if kind not in EXTRACTORS:
         raise InputError(f"{name!r} are weights of {kind}, no extractor; see `isinglass models`")
     return EXTRACTORS[kind].pretrained(name, device=device, accept_licence=options.accept_licence, max_keypoints=wanted)
@@ -72,7 +74,7 @@ def load_matcher(options: Options, device: torch.device) -> Matcher:
         return Nearest(Nearest.Config(ratio=options.ratio))
     if options.ratio is not None:
         raise InputError(f"ratio is for the matcher 'nearest'; {name!r} has filter_threshold instead")
-    kind = record(name).model
+    kind = _kind_of(name)
     if kind not in MATCHERS:
         raise InputError(f"{name!r} are weights of {kind}, no matcher; see `isinglass models`")
     more: dict[str, Any] = {}
@@ -85,6 +87,12 @@ def load_matcher(options: Options, device: torch.device) -> Matcher:
     if options.memory_mb is not None:
         matcher.max_tokens = min(matcher.max_tokens, options.memory_mb * 1_000_000 // matcher.bytes_per_token)
     return matcher
+
+
+def _kind_of(name: str) -> str:
+    """The class of published weights, or of those in a file."""
+    path = Path(name).expanduser()
+    return read_checkpoint(path).model if path.is_file() else record(name).model
 
 
 def tile_side(options: Options, extractor: Extractor) -> int | None:

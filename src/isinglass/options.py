@@ -34,7 +34,8 @@ class Options:
     """How images become features and matches. Raises InputError on values that make no sense.
 
     extractor       name of weights ("aliked-n16", see `isinglass models`), "aliked" for short, "sift", "rootsift"
-    matcher         "lightglue" or "superglue" (the weights made for the extractor), "nearest", or a name of weights
+    matcher         "lightglue" or "superglue" (the weights made for the extractor), "nearest", or a name of weights, or
+                    the path of a file, such as training writes
     max_keypoints   an image; None = all
     resize          px of the side that extractors see; None = as it is. Results are in original pixels always
     resize_side     which side `resize` is: "long" or "short"

@@ -27,7 +27,9 @@ def recipes() -> int:
 
 @click.command(short_help="Train a matcher on photos of yours.")
 @click.option("--recipe", "name", required=True, help="What to train, see `isinglass recipes`.")
-@click.option("--images", type=PATH, required=True, help="Folder of photos to learn from.")
+@click.option("--images", type=PATH, help="Folder of photos to learn from.")
+@click.option("--rgbd", type=PATH, help="Posed recipes: folder of frames with depth and poses.")
+@click.option("--colmap", type=PATH, help="Posed recipes: folder of a COLMAP model of the photos.")
 @click.option("-o", "--output", type=PATH, default=Path("training"), show_default=True, help="Folder of the run.")
 @click.option("--features", type=PATH, help="Folder that features are kept in; in that of the run if not given.")
 @click.option("--start", help="Weights to start from, a name or a file; random if not given.")
@@ -39,27 +41,23 @@ def recipes() -> int:
 @click.option("--weights-name", help="Of what comes out; the recipe's if not given.")
 @click.option("--device", help="cpu or cuda; the best there is if not given.")
 def train(
-    name: str,
-    images: Path,
-    output: Path,
-    features: Path | None,
-    hours: float | None,
-    device: str | None,
-    **changes: Any,
+    name: str, output: Path, features: Path | None, hours: float | None, device: str | None, **settings: Any
 ) -> int:
-    """Train a matcher by a recipe, on random views of the photos in a folder.
+    """Train a matcher by a recipe: on random views of the photos in a folder, or on posed images.
 
     Writes best.safetensors and last.safetensors, which any command takes as --matcher, and log.jsonl, a row every few
     steps. A run that was stopped, however that was, goes on where it was when the same command is given again.
     """
-    from isinglass.train.photos import trainer_on, views_of
     from isinglass.train.recipes import recipe
+    from isinglass.train.start import Data, pairs_of, start
 
-    chosen = _changed(recipe(name), changes)
-    views = views_of(chosen, images, features or output / "features", device=device, tell=_tell_features)
-    for problem in views.problems.values():
+    places = {key: settings.pop(key) for key in ("images", "rgbd", "colmap")}
+    chosen = _changed(recipe(name), settings)
+    pairs = pairs_of(chosen, Data(**places), features or output / "features", device=device, tell=_tell_features)
+    for problem in pairs.problems.values():
         complain(f"left out: {problem}", OK)
-    trainer = trainer_on(chosen, views, output, trained_on=f"{views.num_photos} photos of {images.name}", device=device)
+    trained_on = ", ".join(place.name for place in places.values() if place is not None)
+    trainer = start(chosen, pairs, output, trained_on=trained_on, device=device)
     progress = trainer.run(until_s=3600 * hours if hours else float("inf"), tell=_tell_step)
     done = progress.step == chosen.config.steps
     click.echo(f"{'done' if done else 'stopped'} at step {progress.step}: {output / 'best.safetensors'}", err=True)

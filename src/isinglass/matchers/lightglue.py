@@ -266,10 +266,12 @@ class LightGlue(Pretrained, nn.Module):
         return head
 
     def _predict(self, layer: int, x_B2ND: Tensor, mask_B2N: Tensor | None) -> Prediction:
+        """In the precision of the weights, whatever the layers run in: likelihoods of bfloat16 teach little."""
         padding_BNN = None if mask_B2N is None else ~(mask_B2N[:, 0, :, None] & mask_B2N[:, 1, None, :])
-        log_assignment_BNN, z0_BN, z1_BN = self._head(layer)(x_B2ND[:, 0], x_B2ND[:, 1], padding_BNN)
-        last = layer == len(self.layers) - 1
-        confidence_B2N = None if last else self.confidences[layer](x_B2ND.detach()).squeeze(-1)
+        last, x_B2ND = layer == len(self.layers) - 1, x_B2ND.to(self.position_encoding.weight.dtype)
+        with torch.autocast(x_B2ND.device.type, enabled=False):
+            log_assignment_BNN, z0_BN, z1_BN = self._head(layer)(x_B2ND[:, 0], x_B2ND[:, 1], padding_BNN)
+            confidence_B2N = None if last else self.confidences[layer](x_B2ND.detach()).squeeze(-1)
         return Prediction(log_assignment_BNN, torch.stack([z0_BN, z1_BN], dim=1), confidence_B2N)
 
     def _match_packed(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:

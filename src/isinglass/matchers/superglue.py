@@ -197,8 +197,10 @@ class SuperGlue(Pretrained, nn.Module):
         return self.final_projection(x)  # eq. 6
 
     def _assign(self, f0_BMD: Tensor, f1_BND: Tensor, mask_B2N: Tensor | None = None) -> Tensor:
-        """Log of the augmented assignment (B, M + 1, N + 1), eq. 7 to 9."""
-        similarity_BMN = f0_BMD @ f1_BND.mT / self.config.width**0.5  # eq. 7; the published code divides, as attention
+        """Log of the augmented assignment (B, M + 1, N + 1), eq. 7 to 9, in the precision of the weights."""
+        f0_BMD, f1_BND = f0_BMD.to(self.bin_score), f1_BND.to(self.bin_score)
+        with torch.autocast(f0_BMD.device.type, enabled=False):  # likelihoods of bfloat16 would teach little
+            similarity_BMN = f0_BMD @ f1_BND.mT / self.config.width**0.5  # eq. 7; the published code divides, too
         masks = () if mask_B2N is None else (mask_B2N[:, 0], mask_B2N[:, 1])
         return log_sinkhorn(similarity_BMN, self.bin_score, self.config.sinkhorn_iterations, *masks)
 
