@@ -9,6 +9,8 @@ from isinglass.matchers.lightglue import LightGlue, LightGlueConfig, Prediction
 from isinglass.ops.assignment import log_sinkhorn
 from isinglass.train.batch import IGNORED, UNMATCHABLE
 from isinglass.train.losses import confidence_loss, lightglue_loss, matches_of, superglue_loss
+from isinglass.train.objective import Objective
+from isinglass.train.recipes import recipe
 
 TARGET = torch.tensor([[[1, UNMATCHABLE, IGNORED], [UNMATCHABLE, 0, UNMATCHABLE]]])
 
@@ -85,3 +87,26 @@ def test_the_gradient_through_sinkhorn_is_that_of_differences(masked):
         return log_sinkhorn(scores, bin_score, 5, *masks)[:, :2, :4].exp()
 
     assert torch.autograd.gradcheck(real, (scores, bin_score))
+
+
+@pytest.mark.parametrize("kind", ["lightglue", "superglue"])
+def test_layers_in_bfloat16_have_losses_in_float32(kind):
+    """Likelihoods of bfloat16 come in steps of 1 %."""
+    torch.manual_seed(0)
+    made = recipe(f"{kind}-aliked-homography-small").config
+    objective = Objective(made.make_model(), "matching")
+    tensors = {
+        "keypoints_B2N2": torch.rand(2, 2, 20, 2) * 100,
+        "descriptors_B2ND": torch.randn(2, 2, 20, 128),
+        "scores_B2N": torch.rand(2, 2, 20),
+        "image_size_B22": torch.full((2, 2, 2), 100),
+        "mask_B2N": None,
+        "scale_orientation_B2N2": None,
+        "target_B2N": torch.arange(20).expand(2, 2, 20),
+    }
+    exact = objective(**tensors)["loss"]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = objective(**tensors)["loss"]
+    assert found.dtype == torch.float32 and found != exact
+    torch.testing.assert_close(found, exact, rtol=0.02, atol=0)
+    assert found.detach() != found.detach().bfloat16().float()

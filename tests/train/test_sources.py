@@ -75,7 +75,7 @@ def test_a_view_shows_what_its_matrix_says(folder):
     photos = Photos(folder, ViewConfig(size=(96, 64), photometric=0.0, max_angle_deg=180))
     for photo, number in ((0, 1), (1, 2), (2, 5)):
         view = photos.view(photo, number)
-        pixels = torch.from_numpy(np.asarray(Image.open(photos.files[photo]))).permute(2, 0, 1).float() / 255
+        pixels = torch.from_numpy(np.array(Image.open(photos.files[photo]))).permute(2, 0, 1).float() / 255
         height, width = view.image_3HW.shape[1:]
         assert (width, height) == ((64, 96) if photo == 1 else (96, 64))
         v, u = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
