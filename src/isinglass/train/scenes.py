@@ -11,7 +11,7 @@ import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -279,11 +279,10 @@ def scene_views(
     device: torch.device | None = None,
 ) -> Views:
     """Features of views of the scenes, kept in a folder (`StoredViews`), or drawn each time where there is none."""
-    drawn_from = cast(Photos, scenes)  # they ask it for view, digest, problems and len
     if folder is None:
         place = device or torch.device("cpu")
-        return DrawnViews(drawn_from, extractor, max_keypoints=max_keypoints, device=place)
-    return StoredViews(folder, drawn_from, extractor, per_photo=per_scene, max_keypoints=max_keypoints)
+        return DrawnViews(scenes, extractor, max_keypoints=max_keypoints, device=place)
+    return StoredViews(folder, scenes, extractor, per_photo=per_scene, max_keypoints=max_keypoints)
 
 
 def held_out_numbers(count: int) -> np.ndarray:

@@ -122,7 +122,8 @@ def _posed(
         return
     scenes = Scenes(Photos(data.images, recipe.views), SceneConfig(count=SCENES, size=recipe.views.size))
     folder = None if device.type == "cuda" else store / "scenes"
-    views = scene_views(scenes, extractor, folder=folder, max_keypoints=most, device=device)
+    many = {"per_scene": recipe.views_a_photo, "max_keypoints": most}
+    views = scene_views(scenes, extractor, folder=folder, device=device, **many)
     if isinstance(views, StoredViews):
         views.fill(tell)
     yield (

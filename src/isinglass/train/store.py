@@ -14,16 +14,43 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from isinglass.datasets.layout import PathLike
 from isinglass.datasets.views import Floats
 from isinglass.errors import InputError
 from isinglass.ops.threads import for_each, in_team
-from isinglass.train.views import Photos
 from isinglass.types import Extractor, Features, Signature
 
 _FIELDS = {"keypoints": (2,), "scores": (), "scales": (), "orientations": ()}
 _TOLD_EVERY = 64  # views
+
+
+class Shown(Protocol):
+    """A view."""
+
+    @property
+    def image_3HW(self) -> Tensor:
+        """float32 in [0, 1]."""
+        ...
+
+    @property
+    def matrix(self) -> Floats:
+        """(3, 3), which says where it was taken: to the photo, or a camera's K."""
+        ...
+
+
+class Drawn(Protocol):
+    """What draws random views: `Photos`, or `isinglass.train.scenes.Scenes`, where each scene is as a photo here."""
+
+    digest: str
+    problems: dict[str, str]
+
+    def __len__(self) -> int: ...
+
+    def view(self, photo: int, number: int, device: torch.device | None = None, /) -> Shown:
+        """View `number` of a photo."""
+        ...
 
 
 class Views(Protocol):
@@ -43,7 +70,7 @@ class Views(Protocol):
 class DrawnViews:
     """`Views` that are drawn and extracted each time, on the extractor's device: for GPUs."""
 
-    def __init__(self, photos: Photos, extractor: Extractor, *, max_keypoints: int, device: torch.device) -> None:
+    def __init__(self, photos: Drawn, extractor: Extractor, *, max_keypoints: int, device: torch.device) -> None:
         self.photos, self.extractor, self.device = photos, extractor, device
         self.max_keypoints = max_keypoints
         self.signature, self.num_photos, self.per_photo = extractor.signature, len(photos), 2**31
@@ -59,7 +86,7 @@ class StoredViews:
     """`Views` in a folder, where `fill` puts them. Raises InputError where it has those of something else."""
 
     def __init__(
-        self, folder: PathLike, photos: Photos, extractor: Extractor, *, per_photo: int = 12, max_keypoints: int = 512
+        self, folder: PathLike, photos: Drawn, extractor: Extractor, *, per_photo: int = 12, max_keypoints: int = 512
     ) -> None:
         self.folder, self.photos, self.extractor = Path(folder), photos, extractor
         self.signature, self.num_photos, self.per_photo = extractor.signature, len(photos), per_photo
@@ -130,5 +157,5 @@ class StoredViews:
         return arrays
 
 
-def _digest(photos: Photos, extractor: Extractor, max_keypoints: int) -> str:
+def _digest(photos: Drawn, extractor: Extractor, max_keypoints: int) -> str:
     return hashlib.sha256(repr((photos.digest, str(extractor.signature), max_keypoints)).encode()).hexdigest()
