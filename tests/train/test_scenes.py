@@ -13,7 +13,8 @@ from isinglass.geometry.camera import covisible, lift, project, sample_depth
 from isinglass.train import scenes
 from isinglass.train.batch import UNMATCHABLE
 from isinglass.train.rendering import Camera, box, cast, depth_map, landing, placed
-from isinglass.train.scenes import SceneConfig, ScenePairs, Scenes, held_out_numbers, scene_views
+from isinglass.train.scenes import SceneConfig, ScenePairs, Scenes, scene_views
+from isinglass.train.sources import held_out_numbers
 from isinglass.train.views import Photos
 from isinglass.types import Features, Signature
 

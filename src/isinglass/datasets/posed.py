@@ -23,9 +23,9 @@ import numpy as np
 from isinglass.datasets.layout import PathLike, collected, read_text
 from isinglass.datasets.pairs import Benchmark, Depth, EvalPair, Floats, Pose
 from isinglass.errors import InputError
+from isinglass.geometry.camera import is_rotation
 
 COLMAP_CENTRE = 0.5  # where COLMAP has the centre of the top-left pixel
-_ORTHONORMAL = 5e-3  # of R^T R - 1: lists have as few as five decimals
 _COLUMNS = (2, 4, 32, 36, 38)
 _LISTS = ("pairs_calibrated.txt", "scannet_test_pairs_with_gt.txt", "pairs_with_gt.txt")
 
@@ -198,8 +198,8 @@ def _pose(numbers: Floats) -> Pose:
         rotation, translation = matrix[:3, :3], matrix[:3, 3]
     else:
         rotation, translation = numbers[:9].reshape(3, 3), numbers[9:]
-    off = float(np.abs(rotation.T @ rotation - np.eye(3)).max())
-    if off > _ORTHONORMAL or np.linalg.det(rotation) < 0:
+    if not is_rotation(rotation):
+        off = float(np.abs(rotation.T @ rotation - np.eye(3)).max())
         raise ValueError(
             f"the pose's matrix is no rotation: R^T R is off by {off:.3g}, its determinant is "
             f"{np.linalg.det(rotation):.3g}; expected 0 and 1"

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from isinglass.geometry.two_view import Floats
 
 EPIPOLAR_THRESHOLD = 5e-4  # of `epipolar_distance_normalised`: a match below it is correct (SuperGlue, section 5.2)
+_ORTHONORMAL = 5e-3  # of R^T R - 1
 _EDGE = 1.05  # neighbouring depths whose ratio is greater belong to two surfaces
 
 
@@ -22,6 +23,11 @@ def calibrated(points: ArrayLike, camera: ArrayLike) -> Floats:
     points_M2 = np.asarray(points, np.float64).reshape(-1, 2)
     rays_3M = np.linalg.solve(np.asarray(camera, np.float64), np.column_stack([points_M2, np.ones(len(points_M2))]).T)
     return (rays_3M[:2] / rays_3M[2]).T
+
+
+def is_rotation(matrix: Floats) -> bool:
+    """Whether (3, 3) is orthonormal, as far as files with five decimals tell, and of determinant 1, not -1."""
+    return np.abs(matrix.T @ matrix - np.eye(3)).max() <= _ORTHONORMAL and np.linalg.det(matrix) >= 0
 
 
 def essential_from_pose(rotation: ArrayLike, translation: ArrayLike) -> Floats:

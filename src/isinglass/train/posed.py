@@ -25,7 +25,7 @@ from isinglass.datasets.layout import PathLike, existing_folder, image_of, read_
 from isinglass.datasets.pairs import Depth, Floats
 from isinglass.errors import InputError, MissingExtra
 from isinglass.files import load_features, save_features, write_atomically
-from isinglass.geometry.camera import Covisible, covisible, sample_depth
+from isinglass.geometry.camera import Covisible, covisible, is_rotation, sample_depth
 from isinglass.images import exif_orientation, features_to_original, read_image, resized, upright, whole
 from isinglass.ops.threads import for_each, in_team
 from isinglass.train.batch import PairBatch, stacked
@@ -38,7 +38,6 @@ BINS = 6
 DEPTHS_IN_MEMORY, FEATURES_IN_MEMORY = 64, 512  # images
 _GRID = (24, 16)  # pixels that overlap is sampled at
 _THINNED = 128  # columns that depth maps have at most for that, or up to twice as many
-_ORTHONORMAL = 5e-3  # of R^T R - 1
 _TOLD_EVERY = 64  # images
 _Item = TypeVar("_Item")
 Tell = Callable[[int, int], None]
@@ -169,7 +168,7 @@ def camera_of(values: np.ndarray, centre: float = 0.0) -> Floats:
 def rigid_of(values: np.ndarray) -> tuple[Floats, Floats]:
     """R (3, 3) and t (3,) of a 4x4 matrix."""
     rotation, translation = np.split(_square(values, 4)[:3], [3], axis=1)
-    if np.abs(rotation.T @ rotation - np.eye(3)).max() > _ORTHONORMAL or np.linalg.det(rotation) < 0:
+    if not is_rotation(rotation):
         raise InputError(f"a pose's matrix is {rotation.tolist()}; expected a rotation: R^T R = 1, determinant 1")
     return rotation, translation[:, 0]
 

@@ -26,7 +26,7 @@ from isinglass.train import rendering
 from isinglass.train.batch import PairBatch, stacked
 from isinglass.train.labels import targets
 from isinglass.train.rendering import Camera, box, landing, placed, texture_levels, tiled
-from isinglass.train.sources import HELD_OUT_EVERY
+from isinglass.train.sources import held_out_numbers
 from isinglass.train.store import DrawnViews, StoredViews, Views
 from isinglass.train.views import MIN_SIDE_PX, Photos, recoloured
 from isinglass.types import Extractor
@@ -283,14 +283,6 @@ def scene_views(
         place = device or torch.device("cpu")
         return DrawnViews(scenes, extractor, max_keypoints=max_keypoints, device=place)
     return StoredViews(folder, scenes, extractor, per_photo=per_scene, max_keypoints=max_keypoints)
-
-
-def held_out_numbers(count: int) -> np.ndarray:
-    """(count,) bool: which of so many photos or scenes are for validation; as HomographyPairs has it."""
-    held_out = np.arange(count) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
-    if not held_out.any():
-        held_out[-1:] = True
-    return held_out
 
 
 def _object(rng: np.random.Generator, at_3: Floats, room_height_m: float) -> Floats:

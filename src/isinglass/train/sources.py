@@ -30,17 +30,21 @@ class PairSource(Protocol):
         ...
 
 
+def held_out_numbers(count: int) -> np.ndarray:
+    """(count,) bool: which of so many photos or scenes are for validation; of several at least one is."""
+    held_out = np.arange(count) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
+    if not held_out.any():
+        held_out[-1:] = count > 1
+    return held_out
+
+
 class HomographyPairs:
     """Two random views of one photo, with exact labels (stage 1). `held_out`: of the photos kept for validation."""
 
     def __init__(self, views: Views, *, max_keypoints: int | None = None, held_out: bool = False) -> None:
-        numbers = np.arange(views.num_photos)
-        is_held_out = numbers % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
-        if not is_held_out.any():
-            is_held_out[-1:] = views.num_photos > 1
         self.views, self.max_keypoints = views, max_keypoints
         self.signature, self.digest = views.signature, views.digest
-        self.photos = numbers[is_held_out == held_out]
+        self.photos = np.flatnonzero(held_out_numbers(views.num_photos) == held_out)
         if not len(self.photos):
             raise InputError(f"there are {views.num_photos} photos; expected at least 2, as some are for validation")
 

@@ -10,8 +10,8 @@ import torch
 
 from isinglass.datasets.layout import PathLike
 from isinglass.errors import InputError
-from isinglass.extractors.sift import SIFT, SIFTConfig
-from isinglass.models import EXTRACTORS, HANDMADE, best_device
+from isinglass.models import best_device, load_extractor
+from isinglass.options import Options
 from isinglass.train.colmap import ColmapPairs
 from isinglass.train.loop import Trainer, make_fabric
 from isinglass.train.posed import PosedPairs, StoredFeatures, load_rgbd
@@ -21,7 +21,6 @@ from isinglass.train.sources import HomographyPairs, MixedPairs, PairSource
 from isinglass.train.store import DrawnViews, StoredViews, Views
 from isinglass.train.views import Photos
 from isinglass.types import Extractor
-from isinglass.weights import record
 
 Tell = Callable[[int, int], None]
 SCENES = 400  # that are drawn where features of their views are kept
@@ -64,7 +63,8 @@ def pairs_of(
     Raises InputError where the data are not for the recipe or none can be used.
     """
     place = torch.device(device or best_device())
-    extractor = make_extractor(recipe.extractor, recipe.max_keypoints, place)
+    wanted = Options(extractor=recipe.extractor, max_keypoints=recipe.max_keypoints, min_distance=0)
+    extractor = load_extractor(wanted, place)
     if recipe.stage != "posed":
         if data.images is None or data.rgbd is not None or data.colmap is not None:
             raise InputError(f"{recipe.config.name} learns from photos alone; rgbd and colmap are for posed recipes")
@@ -93,13 +93,6 @@ def photo_views(
     stored = StoredViews(store, photos, extractor, per_photo=recipe.views_a_photo, max_keypoints=most)
     stored.fill(tell)
     return stored
-
-
-def make_extractor(name: str, max_keypoints: int, device: torch.device) -> Extractor:
-    """By its full name ("rootsift", "aliked-n16")."""
-    if name in HANDMADE:
-        return SIFT(SIFTConfig(rootsift=name == "rootsift", max_keypoints=max_keypoints))
-    return EXTRACTORS[record(name).model].pretrained(name, device=device, max_keypoints=max_keypoints)
 
 
 def _posed(

@@ -21,6 +21,7 @@ from isinglass.datasets.layout import PathLike, existing_folder, image_files
 from isinglass.datasets.views import TO_CORNERS, Floats, Shape, middle, random_view
 from isinglass.errors import InputError
 from isinglass.images import read_image
+from isinglass.ops.threads import for_each, in_team
 
 DECODED_PHOTOS = 64  # kept in memory
 LONG_SIDE_PX = 1600  # that decoded photos are reduced to
@@ -66,23 +67,23 @@ class Photos:
 
     def __init__(self, folder: PathLike, config: ViewConfig | None = None, *, seed: int = 0) -> None:
         self.config, self.seed = config or ViewConfig(), seed
-        self.problems: dict[str, str] = {}
-        self.files: list[Path] = []
-        digests = []
-        for file in image_files(existing_folder(folder, "photos")):
+        found = list(image_files(existing_folder(folder, "photos")))
+        digests: dict[Path, str] = {}
+        problems: dict[Path, str] = {}
+
+        def check(file: Path) -> None:
             try:
-                pixels = read_image(file)
-                if min(pixels.shape[1:]) < MIN_SIDE_PX:
-                    raise InputError(f"{file} is {pixels.shape[2]} x {pixels.shape[1]} px; expected {MIN_SIDE_PX}")
+                digests[file] = _digest_of_photo(file)
             except InputError as error:
-                self.problems[str(file)] = str(error)
-                continue
-            self.files.append(file)
-            digests.append(hashlib.sha256(file.read_bytes()).hexdigest())
+                problems[file] = str(error)
+
+        in_team(for_each)(check, found)
+        self.files = [file for file in found if file in digests]
+        self.problems = {str(file): problems[file] for file in found if file in problems}
         if not self.files:
-            found = f"; {len(self.problems)} files cannot be read" if self.problems else ""
-            raise InputError(f"{folder} has no photo to learn from{found}; expected images (JPEG, PNG, WebP, ...)")
-        self.digest = hashlib.sha256(repr((sorted(digests), self.config, seed)).encode()).hexdigest()
+            unread = f"; {len(self.problems)} files cannot be read" if self.problems else ""
+            raise InputError(f"{folder} has no photo to learn from{unread}; expected images (JPEG, PNG, WebP, ...)")
+        self.digest = hashlib.sha256(repr((sorted(digests.values()), self.config, seed)).encode()).hexdigest()
         self._decoded = functools.lru_cache(DECODED_PHOTOS)(self._decode)
 
     def __len__(self) -> int:
@@ -111,6 +112,14 @@ class Photos:
             size = [max(round(side * shrink), 1) for side in pixels_3HW.shape[1:]]
             pixels_3HW = F.interpolate(pixels_3HW[None], size, mode="bilinear", antialias=True)[0]
         return (pixels_3HW * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def _digest_of_photo(file: Path) -> str:
+    """Hex digits of its bytes. Raises InputError where it cannot be read wholly, or is too small."""
+    height, width = read_image(file).shape[1:]
+    if min(height, width) < MIN_SIDE_PX:
+        raise InputError(f"{file} is {width} x {height} px; expected {MIN_SIDE_PX}")
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def between(view0: Floats, view1: Floats) -> Floats:
