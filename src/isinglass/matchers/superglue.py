@@ -25,6 +25,7 @@ from isinglass.ops.units import Unit, parameters_of, prepared
 from isinglass.types import Features, Matches, check_pairs, chunk_pairs, match_batch
 from isinglass.weights import Pretrained
 
+Sample = Tensor | slice | None  # of tokens, see `MLP.forward`
 MAX_TOKENS = 32768  # of one packed buffer: enough to fill a machine
 
 
@@ -59,11 +60,11 @@ class MLP(nn.Sequential):
         super().__init__(*modules[:-2])
         nn.init.zeros_(modules[-3].bias)
 
-    def forward(self, input: Tensor, sample: Tensor | None = None) -> Tensor:
+    def forward(self, input: Tensor, sample: Sample = None) -> Tensor:
         """(..., C') of tokens (..., C).
 
-        `sample` (...) bool: the tokens that batch statistics are taken over and that the result holds for; None = all
-        tokens, by the running statistics.
+        `sample`: the tokens that batch statistics are taken over and that the result holds for, as places (S,) among all
+        in order, or slice(None) = all; None = by the running statistics.
         """
         x = input
         for module in self:
@@ -95,7 +96,7 @@ class AttentionalPropagation(nn.Module):
         self.out = nn.Linear(width, width)
         self.mlp = MLP(2 * width, 2 * width, width)
 
-    def forward(self, x: Tensor, layout: Layout, cross: bool, sample: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, layout: Layout, cross: bool, sample: Sample = None) -> Tensor:
         """States (..., D) after the layer."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)  # eq. 5
         attended = layout.attend_cross(q, k, v) if cross else layout.attend_self(q, k, v)  # eq. 4
@@ -152,7 +153,7 @@ class SuperGlue(Pretrained, nn.Module):
         """
         sample = None
         if self.training:
-            sample = torch.ones_like(scores_B2N, dtype=torch.bool) if mask_B2N is None else mask_B2N
+            sample = slice(None) if mask_B2N is None else mask_B2N.flatten().nonzero().squeeze(1)
         f_B2ND = self._describe(
             keypoints_B2N2, descriptors_B2ND, scores_B2N, image_size_B22[:, :, None], Dense(mask_B2N), sample
         )
@@ -184,7 +185,7 @@ class SuperGlue(Pretrained, nn.Module):
         scores: Tensor,
         image_size: Tensor,
         layout: Layout,
-        sample: Tensor | None = None,
+        sample: Sample = None,
     ) -> Tensor:
         """Matching descriptors f (..., D) of keypoints (..., 2) px, as eq. 2 to 6; `sample` as in `MLP`."""
         position = _positions(keypoints, image_size.to(keypoints))
@@ -248,9 +249,13 @@ def _positions(keypoints: Tensor, size: Tensor) -> Tensor:
     return (keypoints - size / 2) / (0.7 * size.amax(dim=-1, keepdim=True))
 
 
-def _batch_norm(norm: nn.BatchNorm1d, x: Tensor, sample: Tensor | None) -> Tensor:
+def _batch_norm(norm: nn.BatchNorm1d, x: Tensor, sample: Sample) -> Tensor:
     """Batch normalisation of tokens (..., C), the token axes taken as one."""
-    if sample is not None:
-        return torch.zeros_like(x).masked_scatter(sample[..., None], norm(x[sample]))
     tokens = x.reshape(-1, x.shape[-1])
-    return F.batch_norm(tokens, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps).view_as(x)
+    if sample is None:
+        y = F.batch_norm(tokens, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+    elif isinstance(sample, slice):
+        y = norm(tokens)
+    else:
+        y = torch.zeros_like(tokens).index_copy(0, sample, norm(tokens.index_select(0, sample)))
+    return y.view_as(x)
