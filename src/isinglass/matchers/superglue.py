@@ -63,8 +63,8 @@ class MLP(nn.Sequential):
     def forward(self, input: Tensor, sample: Sample = None) -> Tensor:
         """(..., C') of tokens (..., C).
 
-        `sample`: the tokens that batch statistics are taken over and that the result holds for, as places (S,) among all
-        in order, or slice(None) = all; None = by the running statistics.
+        `sample`: the tokens that batch statistics are taken over and that the result holds for, as places (S,) in
+        order, or slice(None) = all; None = by the running statistics.
         """
         x = input
         for module in self:
