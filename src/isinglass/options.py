@@ -49,7 +49,8 @@ class Options:
     adaptive        let matchers that can stop early and drop points do so; False = all layers for all points
     filter_threshold  least score of a match; None = the matcher's own
     ratio           of the matcher "nearest": Lowe's test, say 0.8; None = no test
-    precision       of the matcher's layers; "auto" = bfloat16 on CPUs with matrix units for it, float32 elsewhere
+    precision       of the matcher's layers; "auto" = float16 on CUDA, bfloat16 on CPUs with matrix units for it, else
+                    float32
     device          "cpu", "cuda", "mps"; None = the best there is
     accept_licence  of weights that are not for commercial use
     """

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from isinglass.matchers import lightglue
 from isinglass.matchers.lightglue import LightGlue, LightGlueConfig
+from isinglass.ops import linear
 from isinglass.types import Matches
 from support import dense_batch, make_pair, reference_features
 
@@ -31,6 +33,23 @@ def test_published_outputs_are_met(shared, extractor, scene, count):
 
 @pytest.mark.shared
 @pytest.mark.weights
+@pytest.mark.parametrize(("dtype", "share"), [(torch.float32, 0.999), (torch.float16, 0.97)])
+def test_published_outputs_are_met_by_the_path_for_gpus(monkeypatch, shared, dtype, share):
+    """Of 512 keypoints, adaptive; halves are what flash attention is for."""
+    monkeypatch.setattr(lightglue, "is_recorded", lambda device, dtype: True)
+    monkeypatch.setattr(linear, "has_onednn", lambda: False)  # which GPUs have not
+    data, features = reference_features(shared / "reference/aliked_lightglue_dsc_512.npz", "aliked-n16")
+    model = LightGlue.pretrained("lightglue-aliked")
+    model.compute_dtype = dtype
+    found = model.match(*features)
+    expected = data["adaptive_matches0"]
+    indices = found.indices[0].numpy()
+    assert found.stop_layer.item() == data["adaptive_stop"]
+    assert (indices == expected)[(indices >= 0) | (expected >= 0)].mean() >= share
+
+
+@pytest.mark.shared
+@pytest.mark.weights
 def test_published_weights_in_a_batch_of_eight(shared):
     """Eight pairs of 37 to 1024 keypoints at once and one at a time, with the default adaptivity."""
     model = LightGlue.pretrained("lightglue-aliked")
@@ -51,7 +70,7 @@ def test_published_weights_in_a_batch_of_eight(shared):
 @pytest.mark.parametrize(("layers", "width", "heads"), [(2, 32, 2), (9, 256, 4), (3, 48, 1)])
 def test_the_transformers_class_with_the_same_random_parameters(layers, width, heads):
     """Its matching part on our features; scores within 1e-4. It normalises both views by one image size."""
-    lightglue = pytest.importorskip("transformers").LightGlueForKeypointMatching
+    their_class = pytest.importorskip("transformers").LightGlueForKeypointMatching
     from transformers import LightGlueConfig as TheirConfig
     from transformers import SuperPointConfig
 
@@ -66,7 +85,7 @@ def test_the_transformers_class_with_the_same_random_parameters(layers, width, h
         width_confidence=-1.0,
         filter_threshold=0.0,
     )
-    theirs = lightglue(config).eval()
+    theirs = their_class(config).eval()
     for parameter in theirs.parameters():
         parameter.copy_(torch.randn(parameter.shape) * (parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.3))
     for layer in theirs.transformer_layers:

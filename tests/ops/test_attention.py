@@ -117,25 +117,3 @@ def test_either_kernel_is_the_reference(monkeypatch, kernel, dtype, queries, key
 def test_the_kernel_is_chosen_once():
     assert fastest_kernel(torch.float32) is fastest_kernel(torch.float32)
     assert fastest_kernel(torch.bfloat16) in (Blocked, Fused)
-
-
-@pytest.mark.parametrize("partner", [0, 1])
-def test_all_segments_at_once_are_the_segments(monkeypatch, partner):
-    """What GPUs are given: flash attention itself is stood in for by a loop over the offsets that it takes."""
-
-    def stand_in(q, k, v, ends_q, ends_k, max_q, max_k, scale):
-        assert scale == 0.25
-        assert ends_q.dtype == ends_k.dtype == torch.int32 and all(x.is_contiguous() for x in (q, k, v))
-        assert max_q == int(ends_q.diff().max()) and max_k == int(ends_k.diff().max())
-        out = []
-        for i in range(len(ends_q) - 1):
-            own, other = slice(ends_q[i], ends_q[i + 1]), slice(ends_k[i], ends_k[i + 1])
-            of_pair = (x.transpose(0, 1) for x in (q[own] * SIZE**0.5 / 4, k[other], v[other]))
-            out.append(reference_attention(*of_pair).transpose(0, 1))
-        return torch.cat(out)
-
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", stand_in)
-    lengths = (5, 9, 3, 3, 8, 1)
-    q, k, v = (x.transpose(0, 1) for x in tokens(sum(lengths), seed=3))
-    found = attention.attend_at_once(q, k, v, lengths, partner, 0.25)
-    torch.testing.assert_close(found, attention.attend_packed(q, k, v, lengths, partner, 0.25))

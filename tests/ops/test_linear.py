@@ -61,7 +61,7 @@ def test_what_auto_means(monkeypatch):
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     monkeypatch.setattr(linear, "has_amx", lambda: True)
     assert compute_dtype("auto", cpu) == (torch.bfloat16 if linear.has_onednn() else torch.float32)
-    assert compute_dtype("auto", gpu) == torch.float32
+    assert compute_dtype("auto", gpu) == torch.float16
     monkeypatch.setattr(linear, "has_amx", lambda: False)
     assert compute_dtype("auto", cpu) == torch.float32
     assert compute_dtype("bfloat16", cpu) == torch.bfloat16

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isinglass.matchers.lightglue import LightGlue, LightGlueConfig, SelfAttention
+from isinglass.matchers.lightglue import LightGlue, LightGlueConfig
+from isinglass.matchers.lightglue_layers import SelfAttention
 from isinglass.matchers.superglue import SuperGlue, SuperGlueConfig
 from isinglass.ops import units
 from isinglass.ops.attention import Packed

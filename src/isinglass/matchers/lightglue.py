@@ -13,17 +13,17 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isinglass.errors import InputError
-from isinglass.ops.assignment import double_softmax_matches, log_double_softmax
-from isinglass.ops.attention import Dense, Layout
+from isinglass.matchers.lightglue_layers import Assignment, Layer
+from isinglass.matchers.recorded import Exits, LightGlueParts, RecordedLightGlue, is_recorded, match_alike, stacked
+from isinglass.ops.attention import Dense
 from isinglass.ops.linear import linear
 from isinglass.ops.ragged import Ragged
 from isinglass.ops.rotary import Rotation
 from isinglass.ops.threads import in_team
-from isinglass.ops.units import Unit, parameters_of, prepared
+from isinglass.ops.units import Unit, prepared
 from isinglass.types import Features, Matches, check_pairs, chunk_pairs, distinct_views, match_batch
 from isinglass.weights import Pretrained
 
@@ -48,123 +48,6 @@ class LightGlueConfig:
             raise InputError(f"width {self.width} cannot be split into {self.heads} heads of an even size")
         if self.layers < 1:
             raise InputError(f"layers is {self.layers}; expected at least 1")
-
-
-class FeedForward(nn.Sequential):
-    """The MLP of eq. 1, on state and message concatenated."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__(
-            nn.Linear(2 * width, 2 * width), nn.LayerNorm(2 * width), nn.GELU(), nn.Linear(2 * width, width)
-        )
-
-
-class SelfAttention(nn.Module):
-    """Each point attends to all points of its image; scores depend on relative positions (eq. 1 to 3)."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-        self.ffn = FeedForward(width)
-
-    def forward(self, x: Tensor, rotation: Rotation, layout: Layout) -> Tensor:
-        """States (..., D) after the unit."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)
-        message = layout.attend_self(rotation.apply(q), rotation.apply(k), v)
-        return x + self.ffn(torch.cat([x, self.out(message.flatten(-2))], dim=-1))
-
-    def prepared(self, dtype: torch.dtype) -> Unit:
-        """The same for inference."""
-        return _unit(parameters_of(self.qkv), self, dtype, is_cross=False)
-
-
-class CrossAttention(nn.Module):
-    """Each point attends to all points of the other image; one projection is key and query (eq. 4).
-
-    The similarity is symmetric. Computing it once for both directions saves a product but must hold the M x N matrix
-    of every head; two fused calls never do, and are faster from a few hundred keypoints on.
-    """
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qk = nn.Linear(width, width)
-        self.v = nn.Linear(width, width)
-        self.out = nn.Linear(width, width)
-        self.ffn = FeedForward(width)
-
-    def forward(self, x: Tensor, layout: Layout) -> Tensor:
-        """States (..., D) after the unit."""
-        qk, v = (project(x).unflatten(-1, (self.heads, -1)) for project in (self.qk, self.v))
-        message = layout.attend_cross(qk, qk, v)
-        return x + self.ffn(torch.cat([x, self.out(message.flatten(-2))], dim=-1))
-
-    def prepared(self, dtype: torch.dtype) -> Unit:
-        """The same for inference."""
-        weights, biases = zip(parameters_of(self.qk), parameters_of(self.v), strict=True)
-        return _unit((torch.cat(weights), torch.cat(biases)), self, dtype, is_cross=True)
-
-
-def _unit(
-    project: tuple[Tensor, Tensor], unit: SelfAttention | CrossAttention, dtype: torch.dtype, *, is_cross: bool
-) -> Unit:
-    first, norm, _, last = unit.ffn
-    assert isinstance(first, nn.Linear) and isinstance(norm, nn.LayerNorm) and isinstance(last, nn.Linear)
-    shape, scale, shift, eps = norm.normalized_shape, norm.weight.detach(), norm.bias.detach(), norm.eps
-
-    def between(hidden: Tensor) -> Tensor:
-        return F.gelu(F.layer_norm(hidden, shape, scale.to(dtype), shift.to(dtype), eps))
-
-    layers = [project, *map(parameters_of, (unit.out, first, last))]
-    return Unit.merged(layers, between, dtype, heads=unit.heads, is_cross=is_cross)
-
-
-class Layer(nn.Module):
-    """One self- and one cross-attention unit."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.self_attention = SelfAttention(width, heads)
-        self.cross_attention = CrossAttention(width, heads)
-
-    def forward(self, x: Tensor, rotation: Rotation, layout: Layout) -> Tensor:
-        """States (..., D) after the layer."""
-        return self.cross_attention(self.self_attention(x, rotation, layout), layout)
-
-
-class Assignment(nn.Module):
-    """The prediction head of one layer (section 3.2)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.matchability = nn.Linear(width, 1)  # eq. 7, a logit
-        self.projection = nn.Linear(width, width)  # eq. 6
-
-    def forward(
-        self, x0_BMD: Tensor, x1_BND: Tensor, padding_BMN: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Log of the partial assignment (B, M, N), eq. 8, very low at padding; matchability logits (B, M), (B, N)."""
-        scale = x0_BMD.shape[-1] ** -0.25
-        similarity_BMN = self.projection(x0_BMD) * scale @ (self.projection(x1_BND) * scale).mT
-        z0_BM, z1_BN = self.matchability(x0_BMD).squeeze(-1), self.matchability(x1_BND).squeeze(-1)
-        if padding_BMN is None:
-            return log_double_softmax(similarity_BMN, z0_BM, z1_BN), z0_BM, z1_BN
-        very_low = torch.finfo(similarity_BMN.dtype).min / 4
-        log_assignment_BMN = log_double_softmax(similarity_BMN.masked_fill(padding_BMN, very_low), z0_BM, z1_BN)
-        return log_assignment_BMN.masked_fill(padding_BMN, very_low), z0_BM, z1_BN
-
-    def match(self, x0_MD: Tensor, x1_ND: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-        """For inference: `mutual_matches` of what this head says of one pair, (M,) and (M,)."""
-        scale = x0_MD.shape[-1] ** -0.25
-        z0_M, z1_N = self.matchability(x0_MD).squeeze(-1), self.matchability(x1_ND).squeeze(-1)
-        projected0_MD, projected1_ND = (linear(x, self.projection) * scale for x in (x0_MD, x1_ND))
-        return double_softmax_matches(projected0_MD, projected1_ND, z0_M, z1_N, threshold)
-
-    def probability(self, x: Tensor) -> Tensor:
-        """sigma of eq. 7 for states (..., D): how likely each point has a match."""
-        return self.matchability(x).squeeze(-1).sigmoid()
 
 
 class Prediction(NamedTuple):
@@ -232,7 +115,6 @@ class LightGlue(Pretrained, nn.Module):
         """Matches of a batch of pairs; see `match_many`, which it is, with padding dropped before and added after."""
         return match_batch(self, features0, features1)
 
-    @in_team
     @torch.inference_mode()
     def match_many(self, features0: Sequence[Features], features1: Sequence[Features]) -> list[Matches]:
         """One `Matches` a pair of a ragged list, adaptive in depth and width for each pair on its own.
@@ -243,6 +125,8 @@ class LightGlue(Pretrained, nn.Module):
         pairs = check_pairs(
             features0, features1, matcher=self.name, accepts=self.accepts, descriptor_size=self.config.input_size
         )
+        if is_recorded(self.position_encoding.weight.device, self.compute_dtype):
+            return match_alike(self._match_recorded, self._match_packed, pairs, self.max_tokens)
         return [matches for chunk in chunk_pairs(pairs, self.max_tokens) for matches in self._match_packed(chunk)]
 
     # --- the parts of `forward` and `match_many`
@@ -274,6 +158,7 @@ class LightGlue(Pretrained, nn.Module):
             confidence_B2N = None if last else self.confidences[layer](x_B2ND.detach()).squeeze(-1)
         return Prediction(log_assignment_BNN, torch.stack([z0_BN, z1_BN], dim=1), confidence_B2N)
 
+    @in_team
     def _match_packed(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
         units, like = self._prepared(), self.position_encoding.weight
         buffer = self._pack(pairs, units[0][0])
@@ -294,11 +179,42 @@ class LightGlue(Pretrained, nn.Module):
                 matched_M = torch.where(index_M < 0, -1, place1_N[index_M])
                 matches[pair] = _scatter(place0_M, matched_M, score_M, pairs[pair][0].keypoints.shape[1])
             buffer.keep(None if last else self._matchable(i, buffer, confidence_T), finished, i + 1)
-        return [self._report(buffer, i, matches.get(i), pair) for i, pair in enumerate(pairs)]
+        return [
+            self._report(matches.get(i), buffer.report(buffer.left_at_A, i), buffer.report(buffer.note_A, i), pair)
+            for i, pair in enumerate(pairs)
+        ]
+
+    def _match_recorded(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
+        """The same for GPUs, of pairs of which no view is empty."""
+        views, config = [view for pair in pairs for view in pair], self.config
+        x_TD, factors_T = self._tokens(views)
+        exits = Exits(
+            alpha=config.depth_confidence,
+            least_matchable=None if config.width_confidence is None else 1 - config.width_confidence,
+            confident=tuple(self.confidence_threshold(i) for i in range(len(self.layers))),
+            filter_threshold=config.filter_threshold,
+        )
+        lengths, matches = [view.keypoints.shape[1] for view in views], []
+        found, trace = self._recorded().match(x_TD.to(self.compute_dtype), factors_T, lengths, exits)
+        left, confidences = (values_A[: sum(lengths)].split(lengths) for values_A in trace)
+        for i, pair in enumerate(pairs):
+            of_pair, both = (found.indices_PN[i, : lengths[2 * i]], found.scores_PN[i, : lengths[2 * i]]), 2 * i + 2
+            matches.append(self._report(of_pair, left[2 * i : both], confidences[2 * i : both], pair))
+        return matches
 
     def _pack(self, pairs: Sequence[tuple[Features, Features]], self_attention: Unit) -> Ragged:
         """The views side by side, after the first layer's self-attention, which each view needs but once."""
         views, which = distinct_views(pairs)
+        lengths, (x_VD, factors_V) = [view.keypoints.shape[1] for view in views], self._tokens(views)
+        x_VD = self_attention(x_VD.to(self.compute_dtype), lengths, factors_V)
+        if len(views) == len(which):
+            return Ragged.pack(x_VD, (factors_V,), lengths)
+        place_V = torch.arange(len(x_VD), device=x_VD.device).split(lengths)
+        place_T = torch.cat([place_V[i] for i in which])
+        return Ragged.pack(x_VD[place_T], (factors_V[place_T],), [lengths[i] for i in which])
+
+    def _tokens(self, views: Sequence[Features]) -> tuple[Tensor, Tensor]:
+        """States (V, D) before the first layer, and what turns them (V, 1, C / 2), the views side by side."""
         lengths, like = [view.keypoints.shape[1] for view in views], self.position_encoding.weight
         keypoints_V2 = torch.cat([view.keypoints[0] for view in views]).to(like)
         size_V2 = torch.cat([view.image_size.expand(n, 2) for view, n in zip(views, lengths, strict=True)])
@@ -306,13 +222,21 @@ class LightGlue(Pretrained, nn.Module):
         x_VD = torch.cat([view.descriptors[0] for view in views]).to(like)
         if isinstance(self.input_projection, nn.Linear):
             x_VD = linear(x_VD, self.input_projection)
-        factors_V = self._rotation(keypoints_V2, size_V2, scale_orientation_V2).as_factors()
-        x_VD = self_attention(x_VD.to(self.compute_dtype), lengths, factors_V)
-        if len(views) == len(which):
-            return Ragged.pack(x_VD, (factors_V,), lengths)
-        place_V = torch.arange(len(x_VD), device=x_VD.device).split(lengths)
-        place_T = torch.cat([place_V[i] for i in which])
-        return Ragged.pack(x_VD[place_T], (factors_V[place_T],), [lengths[i] for i in which])
+        return x_VD, self._rotation(keypoints_V2, size_V2, scale_orientation_V2).as_factors()
+
+    def _recorded(self) -> RecordedLightGlue:
+        def make() -> RecordedLightGlue:
+            heads = [self._head(i) for i in range(len(self.layers))]
+            return RecordedLightGlue(
+                LightGlueParts(
+                    units=self._prepared(),
+                    confidence=stacked([*self.confidences, heads[-1].matchability]),
+                    matchability=stacked([head.matchability for head in heads]),
+                    projection=stacked([head.projection for head in heads]),
+                )
+            )
+
+        return prepared(self, self.compute_dtype, make)
 
     def _prepared(self) -> list[tuple[Unit, Unit]]:
         """The units of all layers for inference, in the dtype that this model computes in."""
@@ -355,21 +279,24 @@ class LightGlue(Pretrained, nn.Module):
         return keep_T if confidence_T is None else keep_T | (confidence_T <= self.confidence_threshold(layer))
 
     def _report(
-        self, buffer: Ragged, i: int, found: tuple[Tensor, Tensor] | None, pair: tuple[Features, Features]
+        self,
+        found: tuple[Tensor, Tensor] | None,
+        left: Sequence[Tensor],
+        confidences: Sequence[Tensor],
+        pair: tuple[Features, Features],
     ) -> Matches:
+        """Of indices and scores (M,), and of each view the layers its points went through and their confidences."""
         none = pair[0].keypoints.new_zeros(0)
         indices, scores = found or _scatter(none.long(), none.long(), none, pair[0].keypoints.shape[1])
-        left0, left1 = buffer.report(buffer.left_at_A, i)
         adaptive_depth = self.config.depth_confidence is not None
-        confidence0, confidence1 = buffer.report(buffer.note_A, i)
         return Matches(
             indices=indices[None],
             scores=scores[None],
-            stop_layer=torch.cat([left0, left1, left0.new_zeros(1)]).max()[None],
-            pruned_at0=left0[None],
-            pruned_at1=left1[None],
-            confidences0=confidence0[None] if adaptive_depth else None,
-            confidences1=confidence1[None] if adaptive_depth else None,
+            stop_layer=torch.cat([*left, left[0].new_zeros(1)]).max()[None],
+            pruned_at0=left[0][None],
+            pruned_at1=left[1][None],
+            confidences0=confidences[0][None] if adaptive_depth else None,
+            confidences1=confidences[1][None] if adaptive_depth else None,
             matcher=self.name,
         )
 

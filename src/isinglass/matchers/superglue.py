@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isinglass.errors import InputError
+from isinglass.matchers.recorded import RecordedSuperGlue, SuperGlueParts, is_recorded, match_alike
 from isinglass.ops.assignment import log_sinkhorn, sinkhorn_matches
 from isinglass.ops.attention import Dense, Layout
 from isinglass.ops.linear import Affine, rows_product
@@ -163,7 +164,6 @@ class SuperGlue(Pretrained, nn.Module):
         """Matches of a batch of pairs; see `match_many`, which it is, with padding dropped before and added after."""
         return match_batch(self, features0, features1)
 
-    @in_team
     @torch.inference_mode()
     def match_many(self, features0: Sequence[Features], features1: Sequence[Features]) -> list[Matches]:
         """One `Matches` a pair of a ragged list, by the running statistics of batch normalisation in any mode.
@@ -174,6 +174,8 @@ class SuperGlue(Pretrained, nn.Module):
         pairs = check_pairs(
             features0, features1, matcher=self.name, accepts=self.accepts, descriptor_size=self.input_size
         )
+        if is_recorded(self.bin_score.device, self.compute_dtype):
+            return match_alike(self._match_recorded, self._match_packed, pairs, self.max_tokens)
         return [matches for chunk in chunk_pairs(pairs, self.max_tokens) for matches in self._match_packed(chunk)]
 
     # --- the parts of `forward` and `match_many`
@@ -203,43 +205,66 @@ class SuperGlue(Pretrained, nn.Module):
         masks = () if mask_B2N is None else (mask_B2N[:, 0], mask_B2N[:, 1])
         return log_sinkhorn(similarity_BMN, self.bin_score, self.config.sinkhorn_iterations, *masks)
 
+    @in_team
     def _match_packed(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
+        lengths, position_T3, x_TD = self._tokens(pairs)
+        parts, like = self._prepared(), self.bin_score
+        for layer in parts.encoder:
+            position_T3 = layer(position_T3)
+        x_TD = (x_TD + position_T3).to(self.compute_dtype)
+        for unit in parts.units:
+            x_TD = unit(x_TD, lengths)
+        f = parts.projection(x_TD.to(like)).split(lengths)
+        return [self._match_pair(f0_MD, f1_ND) for f0_MD, f1_ND in zip(f[0::2], f[1::2], strict=True)]
+
+    def _match_recorded(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
+        """The same for GPUs, of pairs of which no view is empty."""
+        lengths, position_T3, x_TD = self._tokens(pairs)
+        recorded = prepared(
+            self.layers, self.compute_dtype, lambda: RecordedSuperGlue(self._prepared(), self.compute_dtype)
+        )
+        iterations, threshold = self.config.sinkhorn_iterations, self.config.filter_threshold
+        found = recorded.match(position_T3, x_TD, lengths, iterations, threshold)
+        of_pairs = zip(found.indices_PN, found.scores_PN, lengths[::2], strict=False)
+        return [self._report(indices_N[:m], scores_N[:m]) for indices_N, scores_N, m in of_pairs]
+
+    def _tokens(self, pairs: Sequence[tuple[Features, Features]]) -> tuple[list[int], Tensor, Tensor]:
+        """Of all views side by side: how many keypoints each has; positions and scores (T, 3); descriptors (T, D)."""
         views, like = [view for pair in pairs for view in pair], self.bin_score
         lengths = [view.keypoints.shape[1] for view in views]
         size_T2 = torch.cat([view.image_size.expand(n, 2) for view, n in zip(views, lengths, strict=True)])
-        keypoints_T2, scores_T = (
-            torch.cat([getattr(view, name)[0] for view in views]).to(like) for name in ("keypoints", "scores")
+        keypoints_T2, scores_T, descriptors_TD = (
+            torch.cat([getattr(view, name)[0] for view in views]).to(like)
+            for name in ("keypoints", "scores", "descriptors")
         )
-        encoder, units, projection = self._prepared()
-        x_TD = torch.cat([_positions(keypoints_T2, size_T2.to(like)), scores_T[:, None]], dim=1)
-        for layer in encoder:
-            x_TD = layer(x_TD)
-        x_TD = x_TD + self.input_projection(torch.cat([view.descriptors[0] for view in views]).to(like))
-        x_TD = x_TD.to(self.compute_dtype)
-        for unit in units:
-            x_TD = unit(x_TD, lengths)
-        f = projection(x_TD.to(like)).split(lengths)
-        return [self._match_pair(f0_MD, f1_ND) for f0_MD, f1_ND in zip(f[0::2], f[1::2], strict=True)]
+        position_T3 = torch.cat([_positions(keypoints_T2, size_T2.to(like)), scores_T[:, None]], dim=1)
+        return lengths, position_T3, self.input_projection(descriptors_TD)
 
     def _match_pair(self, f0_MD: Tensor, f1_ND: Tensor) -> Matches:
         similarity_MN = rows_product(f0_MD, f1_ND).div_(self.config.width**0.5)
-        indices, scores = sinkhorn_matches(
-            similarity_MN, self.bin_score.detach(), self.config.sinkhorn_iterations, self.config.filter_threshold
-        )
-        stop_layer = torch.tensor([self.config.layers], device=indices.device)
-        return Matches(
-            indices=indices[None], scores=scores[None].clamp(max=1), stop_layer=stop_layer, matcher=self.name
+        return self._report(
+            *sinkhorn_matches(
+                similarity_MN, self.bin_score.detach(), self.config.sinkhorn_iterations, self.config.filter_threshold
+            )
         )
 
-    def _prepared(self) -> tuple[list[Affine], list[Unit], Affine]:
+    def _report(self, indices_M: Tensor, scores_M: Tensor) -> Matches:
+        stop_layer = torch.tensor([self.config.layers], device=indices_M.device)
+        scores = scores_M[None].clamp(max=1)
+        return Matches(indices=indices_M[None], scores=scores, stop_layer=stop_layer, matcher=self.name)
+
+    def _prepared(self) -> SuperGlueParts:
         """Keypoint encoder, layers and final projection for inference, the layers in `compute_dtype`."""
 
-        def make() -> tuple[list[Affine], list[Unit], Affine]:
+        def make() -> SuperGlueParts:
             *hidden, last = self.keypoint_encoder.folded()
-            encoder = [*(Affine(*layer, relu=True) for layer in hidden), Affine(*last)]
             layers = [layer for layer in self.layers if isinstance(layer, AttentionalPropagation)]
-            units = [layer.prepared(self.compute_dtype, i % 2 == 1) for i, layer in enumerate(layers)]
-            return encoder, units, Affine(self.final_projection.weight, self.final_projection.bias)
+            return SuperGlueParts(
+                encoder=[*(Affine(*layer, relu=True) for layer in hidden), Affine(*last)],
+                units=[layer.prepared(self.compute_dtype, i % 2 == 1) for i, layer in enumerate(layers)],
+                projection=Affine(self.final_projection.weight, self.final_projection.bias),
+                bin_score=self.bin_score.detach(),
+            )
 
         return prepared(self, self.compute_dtype, make)
 

@@ -11,7 +11,6 @@ packed   (T, H, D), segments in the order view 0 of pair 0, view 1 of pair 0, vi
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import time
 from collections.abc import Sequence
@@ -87,8 +86,6 @@ def attend_packed(
 
     softmax(`scale` q k^T) v, `scale` being 1 / sqrt(D) unless given; 0 where there is nothing to attend to.
     """
-    if v_HTD.device.type == "cuda" and v_HTD.dtype in (torch.float16, torch.bfloat16):
-        return attend_at_once(q_HTD, k_HTD, v_HTD, lengths, partner, scale)
     queries, keys, values = (x.to(v_HTD.dtype).split(list(lengths), dim=1) for x in (q_HTD, k_HTD, v_HTD))
     out_THD = v_HTD.new_zeros(q_HTD.shape[1], q_HTD.shape[0], q_HTD.shape[2])
     for i, segment in enumerate(out_THD.split(list(lengths))):
@@ -96,27 +93,6 @@ def attend_packed(
         if lengths[i] and lengths[j]:
             of_pair = queries[i][None], keys[j][None], values[j][None]
             segment.copy_(F.scaled_dot_product_attention(*of_pair, scale=scale)[0].transpose(0, 1))
-    return out_THD
-
-
-def attend_at_once(
-    q_HTD: Tensor, k_HTD: Tensor, v_HTD: Tensor, lengths: Sequence[int], partner: int, scale: float | None = None
-) -> Tensor:
-    """As `attend_packed`, all segments in one call of flash attention for variable lengths; for GPUs, in halves."""
-    from torch.nn.attention.varlen import varlen_attn  # 1.6 s, as it brings torch's compiler along
-
-    order = [i ^ partner for i in range(len(lengths))]
-    key_lengths = [lengths[i] for i in order]
-    q_THD, k_THD, v_THD = (x.transpose(0, 1).to(v_HTD.dtype) for x in (q_HTD, k_HTD, v_HTD))
-    if partner:
-        k_THD, v_THD = (torch.cat([x.split(list(lengths))[i] for i in order]) for x in (k_THD, v_THD))
-    ends_q, ends_k = (
-        torch.tensor([0, *itertools.accumulate(some)], dtype=torch.int32, device=q_THD.device)
-        for some in (lengths, key_lengths)
-    )
-    q_THD, k_THD, v_THD = (x.contiguous() for x in (q_THD, k_THD, v_THD))
-    out_THD = varlen_attn(q_THD, k_THD, v_THD, ends_q, ends_k, max(lengths), max(key_lengths), scale=scale)
-    assert isinstance(out_THD, Tensor)
     return out_THD
 
 

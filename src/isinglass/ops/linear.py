@@ -71,11 +71,13 @@ def padded_rows(x: Tensor) -> Tensor:
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """What layers compute in: of "auto", bfloat16 on CPUs with matrix units for it (AMX), float32 elsewhere.
+    """What layers compute in: of "auto", float16 on CUDA, bfloat16 on CPUs with matrix units (AMX), else float32.
 
-    AVX512's bfloat16 instructions alone bring a quarter, which is not worth other matches. Raises InputError where the
-    device cannot do it.
+    Flash attention is for halves alone, of which float16 changes fewer matches. AVX512's bfloat16 instructions alone
+    bring a quarter, which is not worth other matches. Raises InputError where the device cannot do it.
     """
+    if precision == "auto" and device.type == "cuda":
+        return torch.float16
     if precision == "auto":
         return torch.bfloat16 if device.type == "cpu" and has_amx() and has_onednn() else torch.float32
     if precision == "float16" and device.type == "cpu":

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from isinglass.ops.attention import attend_packed, fastest_kernel
 from isinglass.ops.linear import ROWS, Affine, has_onednn, padded_rows, rows_product
 from isinglass.ops.rotary import turn
+from isinglass.ops.segments import Segments
 from isinglass.ops.threads import for_each, team_size
 
 CHUNK = 512  # rows
@@ -87,14 +88,26 @@ class Unit:
         """
         if x_TD.device.type == "cpu" and has_onednn():
             return self._by_chunks(x_TD, lengths, factors_T)
-        pairs_TSC = self.to_pairs(x_TD).unflatten(1, (-1, x_TD.shape[1] // self.heads)).float()
-        if factors_T is not None:
-            turn(pairs_TSC, factors_T)
-        value_THC = (x_TD @ self.to_value_DD.T).unflatten(1, (self.heads, -1))
-        streams = pairs_TSC[:, : self.heads], pairs_TSC[:, -self.heads :], value_THC
-        q_HTC, k_HTC, v_HTC = (x.transpose(0, 1) for x in streams)
+        q_THC, k_THC, v_THC = self._streams(x_TD, factors_T)
+        q_HTC, k_HTC, v_HTC = (x.transpose(0, 1) for x in (q_THC, k_THC, v_THC))
         message_THC = attend_packed(q_HTC, k_HTC, v_HTC, lengths, int(self.is_cross), scale=math.log(2))
         return self._updated(torch.cat([x_TD, message_THC.flatten(1)], dim=1), x_TD)
+
+    def at_once(self, x_TD: Tensor, segments: Segments, factors_T: Tensor | None = None) -> Tensor:
+        """The same where the lengths are on the device, and the host does not wait for them."""
+        q_THC, k_THC, v_THC = self._streams(x_TD, factors_T)
+        message_THC = segments.attend(q_THC, k_THC, v_THC, is_cross=self.is_cross, scale=math.log(2))
+        return self._updated(torch.cat([x_TD, message_THC.flatten(1)], dim=1), x_TD)
+
+    def _streams(self, x_TD: Tensor, factors_T: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (T, H, C)."""
+        pairs_TSC = self.to_pairs(x_TD).unflatten(1, (-1, x_TD.shape[1] // self.heads))
+        if factors_T is not None:
+            pairs_TSC = pairs_TSC.float()
+            turn(pairs_TSC, factors_T)
+        value_THC = (x_TD @ self.to_value_DD.T).unflatten(1, (self.heads, -1))
+        pairs_TSC = pairs_TSC.to(value_THC.dtype)
+        return pairs_TSC[:, : self.heads], pairs_TSC[:, -self.heads :], value_THC
 
     def _by_chunks(self, x_TD: Tensor, lengths: Sequence[int], factors_T: Tensor | None) -> Tensor:
         channels, kernel = x_TD.shape[1] // self.heads, fastest_kernel(x_TD.dtype)
