@@ -96,9 +96,9 @@ def hololens_list(work):
     return file
 
 
-def measure(name, label, benchmark, work, options, **protocol):
+def measure(name, label, benchmark, work, options, *, results=RESULTS, **protocol):
     """One run, unless it is stored."""
-    kept = RESULTS / name / f"{label}.json"
+    kept = results / name / f"{label}.json"
     if kept.is_file():
         return
     run = evaluate(benchmark, Pipeline(**options), work / benchmark.name, label=label, protocol=Protocol(**protocol))

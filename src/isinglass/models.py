@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from isinglass.errors import InputError
 from isinglass.extractors.aliked import ALIKED
 from isinglass.extractors.disk import DISK
+from isinglass.extractors.redescribed import Redescribed
 from isinglass.extractors.sift import SIFT
 from isinglass.extractors.superpoint import SuperPoint
 from isinglass.extractors.xfeat import XFeat
@@ -31,8 +33,8 @@ ALIASES = {"aliked": "aliked-n16"}  # short name -> the weights it stands for
 
 
 def extractor_weights(name: str) -> str:
-    """The full name that an extractor's short name stands for."""
-    return ALIASES.get(name, name)
+    """The full name that an extractor's short name stands for; of "detector+describer" both."""
+    return "+".join(ALIASES.get(part, part) for part in name.split("+"))
 
 
 def matcher_weights(name: str, extractor: str) -> str:
@@ -43,7 +45,8 @@ def matcher_weights(name: str, extractor: str) -> str:
     families = {kind.lower(): kind for kind in MATCHERS}
     if name == "nearest" or name not in families:
         return name
-    fitting = [one.name for one in records(families[name]) if one.accepts is None or extractor in one.accepts]
+    descriptors = extractor.rpartition("+")[2]
+    fitting = [one.name for one in records(families[name]) if one.accepts is None or descriptors in one.accepts]
     if not fitting:
         raise InputError(
             f"there are no {name} weights for features of {extractor!r}. Choose matcher 'nearest', or an extractor "
@@ -53,8 +56,16 @@ def matcher_weights(name: str, extractor: str) -> str:
 
 
 def load_extractor(options: Options, device: torch.device) -> Extractor:
-    """The extractor of the options. Raises InputError or WeightsError where there is none."""
+    """The extractor of the options; "disk+aliked-n16" = keypoints of the one with descriptors of the other.
+
+    Raises InputError or WeightsError where there is none.
+    """
     name, limit = extractor_weights(options.extractor), options.max_keypoints
+    if "+" in name:
+        detector, describer = (
+            load_extractor(replace(options, extractor=one), device) for one in name.rsplit("+", maxsplit=1)
+        )
+        return Redescribed(detector, describer)
     # a few more than wanted, so that as many as wanted remain when near-duplicates go
     wanted = limit if limit is None or options.min_distance == 0 else limit + limit // 16
     if name in HANDMADE:

@@ -33,7 +33,8 @@ class OptionsDict(TypedDict, total=False):
 class Options:
     """How images become features and matches. Raises InputError on values that make no sense.
 
-    extractor       name of weights ("aliked-n16", see `isinglass models`), "aliked" for short, "sift", "rootsift"
+    extractor       name of weights ("aliked-n16", see `isinglass models`), "aliked" for short, "sift", "rootsift";
+                    "disk+aliked-n16" = keypoints of the one with descriptors of the other (ALIKED's, SuperPoint's)
     matcher         "lightglue" or "superglue" (the weights made for the extractor), "nearest", or a name of weights, or
                     the path of a file, such as training writes
     max_keypoints   an image; None = all

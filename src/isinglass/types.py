@@ -28,6 +28,11 @@ class Signature:
     weights: str = "none"  # first 12 hex digits of the checkpoint's sha256; "random" or "none"
     convention: str = PIXEL_CONVENTION
 
+    @property
+    def descriptors(self) -> str:
+        """The extractor whose descriptors they are, which a matcher is made for: of "disk+aliked-n16" the last."""
+        return self.extractor.rpartition("+")[2]
+
     def __str__(self) -> str:
         return f"{self.extractor}@{self.weights}/{self.convention}"
 
@@ -287,7 +292,7 @@ def check_pairs(
         for view, one in enumerate(pair):
             where = f"view {view} of pair {i}"
             _check_single(one, where)
-            if accepts is not None and one.signature.extractor not in accepts:
+            if accepts is not None and one.signature.descriptors not in accepts:
                 raise InputError(
                     f"{where} has features of {one.signature.extractor!r}, but {matcher!r} was made for "
                     f"{' or '.join(map(repr, accepts))}. Extract with that, or choose the matcher made for "

@@ -1,5 +1,6 @@
 """The loop on data made up here: it learns, resumes exactly, survives what goes wrong, and what it writes matches."""
 
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -12,11 +13,13 @@ import torch
 from isinglass.errors import InputError, TrainingError, WeightsError
 from isinglass.matchers.lightglue import LightGlue, LightGlueConfig
 from isinglass.matchers.superglue import SuperGlue, SuperGlueConfig
+from isinglass.train import state
 from isinglass.train.batch import stacked
 from isinglass.train.config import TrainConfig
 from isinglass.train.labels import landing_by_homography, targets
 from isinglass.train.loop import BEST, LAST, LOG, PATIENCE, Trainer
 from isinglass.types import Features, Signature
+from isinglass.weights.checkpoint import read_training_state
 
 pytest.importorskip("lightning_fabric")
 SIZE, CHANNELS = (200, 150), 16
@@ -276,3 +279,14 @@ def test_two_processes_agree(tmp_path):
 
 def test_superglue_and_lightglue_are_both_known():
     assert isinstance(config().make_model(), LightGlue) and isinstance(config(SUPERGLUE).make_model(), SuperGlue)
+
+
+def test_what_made_it_is_told(tmp_path, monkeypatch):
+    trainer(tmp_path, steps=1, save_every=1).run()
+    told = read_training_state(tmp_path / LAST).about["made_by"]
+    assert told["version"] == importlib.metadata.version("isinglass")
+    assert told == state.made_by()
+    git_folder = subprocess.run(["git", "-C", state.__file__.rpartition("/")[0], "rev-parse"], capture_output=True)
+    assert (told["commit"] is None) == (git_folder.returncode != 0)
+    monkeypatch.setattr(state, "__file__", str(tmp_path / "state.py"))
+    assert state.made_by()["commit"] is None

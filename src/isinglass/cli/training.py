@@ -30,8 +30,10 @@ def recipes() -> int:
 @click.option("--images", type=PATH, help="Folder of photos to learn from.")
 @click.option("--rgbd", type=PATH, help="Posed recipes: folder of frames with depth and poses.")
 @click.option("--colmap", type=PATH, help="Posed recipes: folder of a COLMAP model of the photos.")
+@click.option("--megadepth", type=PATH, help="Posed recipes: folder of MegaDepth with its scene_info.")
 @click.option("-o", "--output", type=PATH, default=Path("training"), show_default=True, help="Folder of the run.")
 @click.option("--features", type=PATH, help="Folder that features are kept in; in that of the run if not given.")
+@click.option("--detector", "detectors", multiple=True, help="Learn from keypoints of this extractor, too; repeatable.")
 @click.option("--start", help="Weights to start from, a name or a file; random if not given.")
 @click.option("--lora-rank", type=click.IntRange(1), help="Learn only low-rank additions to the layers.")
 @click.option("--steps", type=click.IntRange(1), help="The recipe's if not given.")
@@ -41,7 +43,13 @@ def recipes() -> int:
 @click.option("--weights-name", help="Of what comes out; the recipe's if not given.")
 @click.option("--device", help="cpu or cuda; the best there is if not given.")
 def train(
-    name: str, output: Path, features: Path | None, hours: float | None, device: str | None, **settings: Any
+    name: str,
+    output: Path,
+    features: Path | None,
+    detectors: tuple[str, ...],
+    hours: float | None,
+    device: str | None,
+    **settings: Any,
 ) -> int:
     """Train a matcher by a recipe: on random views of the photos in a folder, or on posed images.
 
@@ -51,8 +59,8 @@ def train(
     from isinglass.train.recipes import recipe
     from isinglass.train.start import Data, pairs_of, start
 
-    places = {key: settings.pop(key) for key in ("images", "rgbd", "colmap")}
-    chosen = _changed(recipe(name), settings)
+    places = {key: settings.pop(key) for key in ("images", "rgbd", "colmap", "megadepth")}
+    chosen = replace(_changed(recipe(name), settings), detectors=detectors)
     pairs = pairs_of(chosen, Data(**places), features or output / "features", device=device, tell=_tell_features)
     for problem in pairs.problems.values():
         complain(f"left out: {problem}", OK)

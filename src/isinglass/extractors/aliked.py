@@ -288,6 +288,11 @@ class ALIKED(Pretrained, nn.Module):
             singles.append(one)
         return Features.stack(singles)
 
+    @torch.inference_mode()
+    def describe_points(self, image_CHW: Tensor, points_K2: Tensor) -> Tensor:
+        """Descriptors (K, D) of unit length of any points, px of the image (C, H, W), RGB or grey in [0, 1]."""
+        return self.desc_head(self._dense(image_CHW.expand(3, -1, -1))[1], points_K2)
+
 
 def _padding(width: int, height: int) -> tuple[int, int, int, int]:
     """Left, top, right and bottom px that make both sides multiples of the stride, half at each end."""

@@ -175,8 +175,7 @@ class SuperPoint(Pretrained, nn.Module):
         """
         check_images(images, mask)
         height, width = images.shape[-2:]
-        at_least_a_cell = F.pad(images, (0, max(CELL - width, 0), 0, max(CELL - height, 0)))
-        scores_BHW, descriptors_BDhw = self(at_least_a_cell)
+        scores_BHW, descriptors_BDhw = self(_at_least_a_cell(images))
         scores_BHW = suppress_non_maxima(scores_BHW, self.config.nms_radius)[:, :height, :width]
         scores_BHW = clear_border(scores_BHW, self.config.remove_borders)
         if mask is not None:
@@ -196,6 +195,11 @@ class SuperPoint(Pretrained, nn.Module):
             singles.append(one)
         return Features.stack(singles)
 
+    @torch.inference_mode()
+    def describe_points(self, image_CHW: Tensor, points_K2: Tensor) -> Tensor:
+        """Descriptors (K, D) of unit length of any points, px of the image (C, H, W), RGB or grey in [0, 1]."""
+        return self._descriptors_at(points_K2, self(_at_least_a_cell(image_CHW[None]))[1][0])
+
     def _descriptors_at(self, keypoints_K2: Tensor, descriptors_Dhw: Tensor) -> Tensor:
         """(K, D) of unit length, interpolated between the centres of the four nearest cells.
 
@@ -207,3 +211,8 @@ class SuperPoint(Pretrained, nn.Module):
             size = keypoints_K2.new_tensor(descriptors_Dhw.shape[:0:-1])
             cells_K2 = cells_K2 * (size - 1) / (size - 9 / 16)
         return F.normalize(sample_bilinear(descriptors_Dhw, cells_K2), dim=-1)
+
+
+def _at_least_a_cell(images_BCHW: Tensor) -> Tensor:
+    height, width = images_BCHW.shape[-2:]
+    return F.pad(images_BCHW, (0, max(CELL - width, 0), 0, max(CELL - height, 0)))

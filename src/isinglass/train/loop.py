@@ -27,7 +27,7 @@ from isinglass.train.config import TrainConfig
 from isinglass.train.lora import Matcher, add_low_rank, merged
 from isinglass.train.objective import Counts, Objective
 from isinglass.train.sources import PairSource
-from isinglass.train.state import Progress, Run, resume_run, save_run
+from isinglass.train.state import Progress, Run, made_by, resume_run, save_run
 
 LAST, BEST, LOG = "last.safetensors", "best.safetensors", "log.jsonl"
 PATIENCE = 25  # steps in a row without a finite gradient
@@ -62,6 +62,7 @@ class Trainer:
             "validation_data": validation.digest,
             "trained_on": trained_on,
             "features": str(source.signature),
+            "made_by": made_by(),
         }
         self.run_state = self._begin()
 

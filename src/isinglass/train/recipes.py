@@ -27,7 +27,8 @@ DESCRIPTOR_SIZE = {"rootsift": 128, "aliked-n16": 128, "disk": 128, "superpoint-
 class Recipe:
     """Of a view `max_keypoints` are extracted, of which the best `used_keypoints` are learnt from (None = all).
 
-    Where features are kept, they are of `views_a_photo` views of each photo.
+    Where features are kept, they are of `views_a_photo` views of each photo. `detectors`: other extractors whose
+    keypoints are learnt from, too, with the descriptors of `extractor` (homographies only).
     """
 
     config: TrainConfig
@@ -36,6 +37,7 @@ class Recipe:
     max_keypoints: int = 512
     used_keypoints: int | None = None
     views_a_photo: int = 12
+    detectors: tuple[str, ...] = ()
     views: ViewConfig = field(default_factory=ViewConfig)
 
 
@@ -64,9 +66,16 @@ def small(kind: Kind, features: str, stage: Stage) -> Recipe:
         model = replace(
             whole.config.model, width=96, layers=12, heads=2, encoder_widths=encoder, sinkhorn_iterations=20
         )
-    config = replace(whole.config, name=f"{whole.config.name}-small", model=model, batch_size=16, learning_rate=5e-4)
-    config = replace(config, steps=2_000 if stage == "confidence" else 40_000)
-    return replace(whole, config=config, max_keypoints=512, used_keypoints=256, views_a_photo=6)
+    config = replace(whole.config, name=f"{whole.config.name}-small", model=model)
+    often = {"warmup_steps": 300, "validate_every": 250, "validation_pairs": 96, "save_every": 125, "log_every": 25}
+    if stage == "homography":
+        config = replace(config, steps=4000, batch_size=16, learning_rate=5e-4, decay_from=0.4, **often)
+        return replace(whole, config=config, max_keypoints=512, used_keypoints=256, views_a_photo=6)
+    if stage == "posed":
+        config = replace(config, steps=1200, batch_size=8, learning_rate=2e-4, decay_from=0.2, **often)
+    else:
+        config = replace(config, steps=300, batch_size=16, learning_rate=2e-3, **{**often, "warmup_steps": 20})
+    return replace(whole, config=config, max_keypoints=512, views_a_photo=6)
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,7 +15,8 @@ from isinglass.models import best_device, load_extractor
 from isinglass.options import Options
 from isinglass.train.colmap import ColmapPairs
 from isinglass.train.loop import Trainer, make_fabric
-from isinglass.train.posed import PosedPairs, StoredFeatures, load_rgbd
+from isinglass.train.megadepth import load_megadepth, megadepth_scenes
+from isinglass.train.posed import PosedImages, PosedPairs, StoredFeatures, load_rgbd
 from isinglass.train.recipes import Recipe
 from isinglass.train.scenes import SceneConfig, ScenePairs, Scenes, scene_views
 from isinglass.train.sources import HomographyPairs, MixedPairs, PairSource
@@ -23,7 +25,7 @@ from isinglass.train.views import Photos
 from isinglass.types import Extractor
 
 Tell = Callable[[int, int], None]
-SCENES = 400  # that are drawn where features of their views are kept
+SCENES = 250  # that are drawn where features of their views are kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,15 +35,20 @@ class Data:
     images  folder of photos: random views of them, or of rooms that are papered with them, and those of `colmap`
     rgbd    folder of frames with depth and poses, see `load_rgbd`
     colmap  folder of a COLMAP model of the photos
+    megadepth  folder of MegaDepth, with its scene_info
     """
 
     images: PathLike | None = None
     rgbd: PathLike | None = None
     colmap: PathLike | None = None
+    megadepth: PathLike | None = None
 
     def __post_init__(self) -> None:
-        if self.images is None and (self.rgbd is None or self.colmap is not None):
-            raise InputError("images is missing; expected a folder of photos, or of a posed recipe rgbd alone")
+        alone = self.rgbd is not None or self.megadepth is not None
+        if self.images is None and (self.colmap is not None or not alone):
+            raise InputError(
+                "images is missing; expected a folder of photos, or of a posed recipe rgbd or megadepth alone"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,19 +65,22 @@ def pairs_of(
 ) -> Pairs:
     """All that the recipe's stage makes of the data. Features are kept in `store`; on a GPU only those of files.
 
-    Homography and confidence recipes learn from random views of photos; posed ones from rooms, frames and models, each
-    of them in every third batch where there are three. `tell(done, all)` now and then while features are made.
+    Homography and confidence recipes learn from random views of photos; posed ones from these, from rooms, frames and
+    models, as many batches of each, so that what was learnt first is not forgotten. `tell(done, all)` now and then
+    while features are made.
     Raises InputError where the data are not for the recipe or none can be used.
     """
     place = torch.device(device or best_device())
     wanted = Options(extractor=recipe.extractor, max_keypoints=recipe.max_keypoints, min_distance=0)
-    extractor = load_extractor(wanted, place)
     if recipe.stage != "posed":
-        if data.images is None or data.rgbd is not None or data.colmap is not None:
-            raise InputError(f"{recipe.config.name} learns from photos alone; rgbd and colmap are for posed recipes")
-        views = photo_views(recipe, data.images, Path(store) / "views", extractor, place, tell)
-        source = HomographyPairs(views, max_keypoints=recipe.used_keypoints)
-        return Pairs(source=source, validation=HomographyPairs(views, held_out=True), problems=views.problems)
+        if data.images is None or data != Data(images=data.images):
+            raise InputError(
+                f"{recipe.config.name} learns from photos alone; rgbd, colmap and megadepth are for posed recipes"
+            )
+        return _homographies(recipe, data.images, Path(store), wanted, place, tell)
+    if recipe.detectors:
+        raise InputError(f"{recipe.config.name} learns from posed images; other detectors are for homographies")
+    extractor = load_extractor(wanted, place)
     kinds = list(_posed(recipe, data, Path(store), extractor, place, tell))
     problems = {name: text for _, _, found in kinds for name, text in found.items()}
     source, validation = MixedPairs([kind[0] for kind in kinds]), MixedPairs([kind[1] for kind in kinds])
@@ -95,6 +105,31 @@ def photo_views(
     return stored
 
 
+def _posed_pairs(
+    images: PosedImages, features: StoredFeatures, tell: Tell
+) -> tuple[PosedPairs, PosedPairs, dict[str, str]]:
+    learnt, kept = (PosedPairs(images, features, held_out=held_out, tell=tell) for held_out in (False, True))
+    return learnt, kept, learnt.problems | kept.problems
+
+
+def _homographies(
+    recipe: Recipe, images: PathLike, store: Path, wanted: Options, device: torch.device, tell: Tell
+) -> Pairs:
+    """Of keypoints of the extractor, or of each of several detectors in turn."""
+    learnt, kept, problems = [], [], {}
+    for detector in (None, *recipe.detectors):
+        name = recipe.extractor if detector is None else f"{detector}+{recipe.extractor}"
+        folder = store / ("views" if detector is None else f"views-{detector}")
+        extractor = load_extractor(replace(wanted, extractor=name), device)
+        views = photo_views(recipe, images, folder, extractor, device, tell)
+        learnt.append(HomographyPairs(views, max_keypoints=recipe.used_keypoints))
+        kept.append(HomographyPairs(views, held_out=True))
+        problems |= views.problems
+    if not recipe.detectors:
+        return Pairs(source=learnt[0], validation=kept[0], problems=problems)
+    return Pairs(source=MixedPairs(learnt), validation=MixedPairs(kept), problems=problems)
+
+
 def _posed(
     recipe: Recipe, data: Data, store: Path, extractor: Extractor, device: torch.device, tell: Tell
 ) -> Iterator[tuple[PairSource, PairSource, dict[str, str]]]:
@@ -102,11 +137,17 @@ def _posed(
     most, used = recipe.max_keypoints, recipe.used_keypoints
     features = StoredFeatures(store / "images", extractor, max_keypoints=used or most, device=device)
     if data.rgbd is not None:
-        images = load_rgbd(data.rgbd)
-        learnt, kept = (PosedPairs(images, features, held_out=held_out, tell=tell) for held_out in (False, True))
-        yield learnt, kept, learnt.problems | kept.problems
+        yield _posed_pairs(load_rgbd(data.rgbd), features, tell)
+    if data.megadepth is not None:
+        scenes = megadepth_scenes(data.megadepth)
+        learnt, kept, problems = zip(
+            *(_posed_pairs(load_megadepth(one, data.megadepth), features, tell) for one in scenes), strict=True
+        )
+        yield MixedPairs(learnt), MixedPairs(kept), dict(itertools.chain.from_iterable(one.items() for one in problems))
     if data.images is None:
         return
+    photos = photo_views(recipe, data.images, store / "views", extractor, device, tell)
+    yield HomographyPairs(photos, max_keypoints=used), HomographyPairs(photos, held_out=True), photos.problems
     if data.colmap is not None:
         learnt, kept = (
             ColmapPairs(data.colmap, data.images, features, held_out=one, tell=tell) for one in (False, True)
@@ -119,8 +160,4 @@ def _posed(
     views = scene_views(scenes, extractor, folder=folder, device=device, **many)
     if isinstance(views, StoredViews):
         views.fill(tell)
-    yield (
-        ScenePairs(views, scenes, max_keypoints=used),
-        ScenePairs(views, scenes, held_out=True),
-        views.problems,
-    )
+    yield ScenePairs(views, scenes, max_keypoints=used), ScenePairs(views, scenes, held_out=True), views.problems

@@ -6,6 +6,8 @@ are, and the optimiser's two moments of each. A file is replaced only when the n
 
 from __future__ import annotations
 
+import importlib.metadata
+import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -82,6 +84,24 @@ def resume_run(run: Run, path: Path, about: Mapping[str, Any]) -> None:
             }
     for name, value in kept.about["progress"].items():
         setattr(run.progress, name, value)
+
+
+def made_by() -> dict[str, str | None]:
+    """The version of this package and, where it lies in a git checkout, the commit ("+" = with changes)."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    version = importlib.metadata.version("isinglass")
+    try:
+        _, commit, changes = (
+            subprocess.run([*git, *what], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+            for what in (
+                ["ls-files", "--error-unmatch", Path(__file__).name],
+                ["rev-parse", "HEAD"],
+                ["status", "--porcelain", "--", ".."],
+            )
+        )
+    except (OSError, subprocess.SubprocessError):  # no git, no checkout, or one of something else
+        return {"version": version, "commit": None}
+    return {"version": version, "commit": commit + ("+" if changes else "")}
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
