@@ -34,6 +34,7 @@ def recipes() -> int:
 @click.option("-o", "--output", type=PATH, default=Path("training"), show_default=True, help="Folder of the run.")
 @click.option("--features", type=PATH, help="Folder that features are kept in; in that of the run if not given.")
 @click.option("--detector", "detectors", multiple=True, help="Learn from keypoints of this extractor, too; repeatable.")
+@click.option("--any-turn", is_flag=True, help="Views of photos are turned by any angle, not by up to 45 degrees.")
 @click.option("--start", help="Weights to start from, a name or a file; random if not given.")
 @click.option("--lora-rank", type=click.IntRange(1), help="Learn only low-rank additions to the layers.")
 @click.option("--steps", type=click.IntRange(1), help="The recipe's if not given.")
@@ -47,6 +48,7 @@ def train(
     output: Path,
     features: Path | None,
     detectors: tuple[str, ...],
+    any_turn: bool,
     hours: float | None,
     device: str | None,
     **settings: Any,
@@ -61,6 +63,8 @@ def train(
 
     places = {key: settings.pop(key) for key in ("images", "rgbd", "colmap", "megadepth")}
     chosen = replace(_changed(recipe(name), settings), detectors=detectors)
+    if any_turn:
+        chosen = replace(chosen, views=replace(chosen.views, max_angle_deg=180.0))
     pairs = pairs_of(chosen, Data(**places), features or output / "features", device=device, tell=_tell_features)
     for problem in pairs.problems.values():
         complain(f"left out: {problem}", OK)

@@ -4,8 +4,8 @@ What `match_many` computes on CPUs, which is its slow twin, with buffers of a fe
 and points leave by being moved behind those that stay; the host hears how many stay one layer late, while the device
 has a layer to do, and then goes on with a smaller buffer or stops.
 
-Legend: P pairs, S = 2 P views, N keypoints of the longest view; A places of all tokens at first and T of those now, all
-but P's views padded to a bucket (isinglass.ops.recording); D width, C channels of a head, L layers.
+Legend: P pairs, S = 2 P views, N keypoints of the longest view, A tokens of all at first, T of those that are left:
+each up to the size of a bucket (isinglass.ops.recording), what is more holds anything; D width, L layers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from isinglass.ops.units import Unit
 from isinglass.types import Features, Matches
 
 WORKSPACES = 8  # of different sizes are kept, with their recordings
-MOST_NUMBERS = 2**28  # in the P matrices of a chunk (1 GiB), see `ops.recording.alike`
+NUMBERS_A_TOKEN = 2048  # that a chunk's matrices may have, see `ops.recording.alike`
 Pair = tuple[Features, Features]
 _Workspace = TypeVar("_Workspace")
 
@@ -49,7 +49,7 @@ def match_alike(
     whole = [i for i, of_pair in enumerate(lengths) if all(of_pair)]
     empty = [i for i, of_pair in enumerate(lengths) if not all(of_pair)]
     found = dict(zip(empty, packed([pairs[i] for i in empty]), strict=True)) if empty else {}
-    for chunk in alike([lengths[i] for i in whole], most_tokens, MOST_NUMBERS):
+    for chunk in alike([lengths[i] for i in whole], most_tokens, most_tokens * NUMBERS_A_TOKEN):
         places = [whole[i] for i in chunk]
         found |= dict(zip(places, recorded([pairs[i] for i in places]), strict=True))
     return [found[i] for i in range(len(pairs))]
@@ -106,8 +106,8 @@ class Workspaces(Generic[_Workspace]):
         return found
 
 
-class Dense(NamedTuple):
-    """Matches of view 0 of the padded sizes; of pairs and keypoints that are not there they are anything."""
+class PaddedMatches(NamedTuple):
+    """Of view 0; those of pairs and keypoints that are not there are anything."""
 
     indices_PN: Tensor
     scores_PN: Tensor
@@ -149,7 +149,9 @@ class RecordedLightGlue:
     def __init__(self, parts: LightGlueParts) -> None:
         self.parts, self.workspaces = parts, Workspaces[_LightGlueWorkspace]()
 
-    def match(self, x_AD: Tensor, factors_A: Tensor, lengths: Sequence[int], exits: Exits) -> tuple[Dense, Trace]:
+    def match(
+        self, x_AD: Tensor, factors_A: Tensor, lengths: Sequence[int], exits: Exits
+    ) -> tuple[PaddedMatches, Trace]:
         """Of states and positions side by side, two views of `lengths` a pair, none of them empty."""
         sizes = Sizes.for_lengths(lengths)
         with self.workspaces.lock:
@@ -163,7 +165,8 @@ class _LightGlueWorkspace:
     """Buffers for pairs of some sizes, and what each of their tokens had when it left, by its first place."""
 
     def __init__(self, parts: LightGlueParts, sizes: Sizes, exits: Exits, x_AD: Tensor, factors_A: Tensor) -> None:
-        self.parts, self.sizes, self.exits, self.like = parts, sizes, exits, (x_AD, factors_A)
+        self.parts, self.sizes, self.exits = parts, sizes, exits
+        self.like = x_AD.new_empty(0, *x_AD.shape[1:]), factors_A.new_empty(0, *factors_A.shape[1:])
         places, device = sizes.tokens + 1, x_AD.device  # the last is for what nobody will read
         self.final_AD = x_AD.new_zeros(places, x_AD.shape[1])
         self.is_final_A = torch.zeros(places, dtype=torch.bool, device=device)
@@ -172,27 +175,28 @@ class _LightGlueWorkspace:
         self.head_P = torch.zeros(sizes.pairs, dtype=torch.int64, device=device)  # the layer each pair stopped after
         self.points_P = torch.zeros(sizes.pairs, dtype=torch.float64, device=device)
         self.place_P2N = torch.zeros(sizes.pairs, 2, sizes.longest, dtype=torch.int64, device=device)
-        self.found = Dense(
+        self.found = PaddedMatches(
             *(torch.zeros_like(self.place_P2N[:, 0], dtype=dtype) for dtype in (torch.int64, torch.float32))
         )
         self.buffers: dict[int, _Buffer] = {}
         self.assign = Recorded(self._assign, device)
 
-    def match(self, x_AD: Tensor, factors_A: Tensor, lengths: Sequence[int]) -> tuple[Dense, Trace]:
+    def match(self, x_AD: Tensor, factors_A: Tensor, lengths: Sequence[int]) -> tuple[PaddedMatches, Trace]:
         """See `RecordedLightGlue.match`."""
         length_S = self._begin(lengths, x_AD.device)
         buffer = self._buffer(self.sizes.tokens)
         buffer.fill(x_AD, factors_A, torch.arange(len(x_AD), device=x_AD.device), length_S)
         stay: list[Later] = []
         for layer in range(len(self.parts.units)):
+            if layer > 1:
+                count = stay[layer - 2].read()  # while the device has the layer after that one to do
+                if count == 0:
+                    break
+                buffer = self._buffer(bucket_of(count)).taking_over(buffer)
             buffer.layers[layer]()
             stay.append(Later(buffer.count))
-            count = stay[layer - 1].read() if layer else len(x_AD)  # the device has this layer to do meanwhile
-            if count == 0:
-                break
-            buffer = self._buffer(bucket_of(count)).taking_over(buffer)
         self.assign()
-        return Dense(*(x.clone() for x in self.found)), Trace(self.left_A.clone(), self.confidence_A.clone())
+        return PaddedMatches(*(x.clone() for x in self.found)), Trace(self.left_A.clone(), self.confidence_A.clone())
 
     def _begin(self, lengths: Sequence[int], device: torch.device) -> Tensor:
         length_S = self.sizes.lengths(lengths, device)
@@ -338,7 +342,7 @@ class RecordedSuperGlue:
 
     def match(
         self, position_A3: Tensor, descriptor_AD: Tensor, lengths: Sequence[int], iterations: int, threshold: float
-    ) -> Dense:
+    ) -> PaddedMatches:
         """Of positions with scores, and descriptors of the states' width, side by side as for LightGlue."""
         sizes = Sizes.for_lengths(lengths)
         with self.workspaces.lock:
@@ -359,15 +363,15 @@ class _SuperGlueWorkspace:
         self.descriptor_AD = like_AD.new_zeros(sizes.tokens, like_AD.shape[1])
         self.length_S = torch.zeros(2 * sizes.pairs, dtype=torch.int32, device=like_AD.device)
         place_PN = torch.zeros(sizes.pairs, sizes.longest, dtype=torch.int64, device=like_AD.device)
-        self.found = Dense(place_PN, place_PN.float())
+        self.found = PaddedMatches(place_PN, place_PN.float())
         self.act = Recorded(self._act, like_AD.device)
 
-    def match(self, position_A3: Tensor, descriptor_AD: Tensor, lengths: Sequence[int]) -> Dense:
+    def match(self, position_A3: Tensor, descriptor_AD: Tensor, lengths: Sequence[int]) -> PaddedMatches:
         """See `RecordedSuperGlue.match`."""
         self.position_A3[: len(position_A3)], self.descriptor_AD[: len(position_A3)] = position_A3, descriptor_AD
         self.length_S.copy_(self.sizes.lengths(lengths, position_A3.device))
         self.act()
-        return Dense(*(x.clone() for x in self.found))
+        return PaddedMatches(*(x.clone() for x in self.found))
 
     def _act(self) -> None:
         segments, x_TD = Segments.of_lengths(self.length_S, self.sizes.longest), self.position_A3
