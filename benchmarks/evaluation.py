@@ -103,6 +103,7 @@ def measure(name, label, benchmark, work, options, *, results=RESULTS, **protoco
         return
     run = evaluate(benchmark, Pipeline(**options), work / benchmark.name, label=label, protocol=Protocol(**protocol))
     info = {key: value for key, value in run.info.items() if key != "images"}  # paths of this machine
+    info["options"] |= {"matcher": info["options"]["matcher"].removeprefix(f"{work.parent}/")}
     save_run(kept, info, {key: value for key, value in run.pairs.items() if key != "prediction"})
     print(f"{name} {label}: {run.info['benchmark']['num_pairs']} pairs", flush=True)
 

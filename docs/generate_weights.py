@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from isinglass.weights.records import DATA_TERMS, RECORDS, Record, Url, Wheel
+from isinglass.weights.records import DATA_TERMS, RECORDS, Installed, Record, Url, Wheel
 
 PAGE = Path(__file__).with_name("weights.md")
 
@@ -100,6 +100,8 @@ def _files() -> list[str]:
 
 def _sources(one: Record) -> str:
     wheels = [f"wheel {source.requirement}" for source in one.sources if isinstance(source, Wheel)]
+    if all(isinstance(source, Installed) for source in one.sources):
+        wheels = ["in this package"]
     return ", ".join(wheels + [f"[address]({source.address})" for source in one.sources if isinstance(source, Url)])
 
 

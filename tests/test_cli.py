@@ -157,7 +157,7 @@ def test_models_lists_licences(isinglass):
     assert listed["lightglue-aliked"]["commercial_use"] is True
     assert listed["superglue-outdoor"]["commercial_use"] is False
     _, out, _ = isinglass("models", "--commercial")
-    assert "superglue" not in out and "lightglue-aliked" in out
+    assert "superglue-outdoor" not in out and "superglue-sift-small" in out and "lightglue-aliked" in out
 
 
 def test_a_doctor_speaks_json(isinglass, pair, tmp_path):

@@ -27,6 +27,23 @@ SETTINGS = [
 ]
 
 
+@pytest.mark.parametrize("matcher", ["lightglue", "superglue"])
+def test_sift_and_our_own_matchers_need_nobodys_weights(motorcycle, monkeypatch, tmp_path, matcher):
+    """Without a network and from an empty cache: a known homography, nearly all matches right, more than by ratio."""
+    pytest.importorskip("cv2")
+    monkeypatch.setenv("ISINGLASS_HOME", str(tmp_path))
+    monkeypatch.setenv("ISINGLASS_OFFLINE", "1")
+    images = motorcycle[0], warp(motorcycle[0], HOMOGRAPHY)
+    settings = {"extractor": "rootsift", "max_keypoints": 1024, "resize": 640}
+    r = isinglass.match(*images, matcher=matcher, **settings)
+    assert r.matches.matcher == f"{matcher}-sift-small"
+    is_right = (transfer(r.points0, HOMOGRAPHY) - r.points1).norm(dim=1) < 3
+    by_ratio = isinglass.match(*images, matcher="nearest", ratio=0.8, **settings)
+    assert is_right.float().mean() > 0.9
+    if matcher == "lightglue":
+        assert is_right.sum() > len(by_ratio.points0)
+
+
 @pytest.mark.parametrize("options", SETTINGS, ids=str)
 @pytest.mark.parametrize(
     "extractor", ["rootsift", pytest.param("aliked", marks=[pytest.mark.weights, pytest.mark.slow])]

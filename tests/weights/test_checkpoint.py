@@ -316,9 +316,9 @@ def test_licences_are_asked_for(tmp_path, monkeypatch):
     monkeypatch.setenv("ISINGLASS_OFFLINE", "1")
     monkeypatch.delenv("ISINGLASS_ACCEPT_LICENCES", raising=False)
     with pytest.raises(LicenceError, match="non-commercial"):
-        SuperGlue.pretrained()
+        SuperGlue.pretrained("superglue-outdoor")
     with pytest.raises(WeightsError, match=r"not on this machine.*superglue_outdoor\.pth"):
-        SuperGlue.pretrained(accept_licence=True)
+        SuperGlue.pretrained("superglue-outdoor", accept_licence=True)
 
 
 def test_an_official_file_dropped_into_the_folder_is_known_by_its_name(tmp_path, monkeypatch):
@@ -342,8 +342,9 @@ def test_an_official_file_dropped_into_the_folder_is_known_by_its_name(tmp_path,
 def test_published_weights_load(one):
     from isinglass.extractors.disk import DISK
     from isinglass.extractors.xfeat import XFeat
+    from isinglass.matchers.superglue import SuperGlue
 
-    classes: dict[str, type[Pretrained]] = {cls.__name__: cls for cls in (ALIKED, DISK, XFeat, LightGlue)}
+    classes: dict[str, type[Pretrained]] = {cls.__name__: cls for cls in (ALIKED, DISK, XFeat, LightGlue, SuperGlue)}
     model = classes[one.model].pretrained(one.name)
     assert (model.weights_name, model.weights_id, model.accepts) == (one.name, one.sha256[:12], one.accepts)
     by_path = classes[one.model].pretrained(fetch(one.name))

@@ -113,11 +113,11 @@ class AttentionalPropagation(nn.Module):
 class SuperGlue(Pretrained, nn.Module):
     """The matcher. `SuperGlue(config)` has random weights; `SuperGlue.pretrained(name)` loads published or own ones.
 
-    The published weights are for SuperPoint and for non-commercial use only.
+    The published weights are for SuperPoint and for non-commercial use only; our own are small and for RootSIFT.
     """
 
     Config: ClassVar[type] = SuperGlueConfig
-    default_weights: ClassVar[str] = "superglue-outdoor"
+    default_weights: ClassVar[str] = "superglue-sift-small"
     bytes_per_token: ClassVar[int] = 17_000  # measured at width 256, without the assignment of a pair
 
     def __init__(self, config: SuperGlueConfig | None = None) -> None:

@@ -35,12 +35,14 @@ class Objective(nn.Module):
     @torch.no_grad()
     def judge(self, batch: PairBatch) -> Counts:
         """How right the matcher is, all layers for all points."""
-        if isinstance(self.model, SuperGlue):
-            log_assignment_BNN = self._superglue(self.model, batch)[:, :-1, :-1]
-        else:
-            log_assignment_BNN = self._lightglue(self.model, batch, every_layer=False)[-1].log_assignment_BNN
-        matches_BN = matches_of(log_assignment_BNN, self.model.config.filter_threshold)[:, 0]
+        matches_BN = matches_of(self.log_assignment(batch), self.model.config.filter_threshold)[:, 0]
         return counts_of(matches_BN, batch.target_B2N[:, 0])
+
+    def log_assignment(self, batch: PairBatch) -> Tensor:
+        """(B, N, N), of the last layer, without dustbins."""
+        if isinstance(self.model, SuperGlue):
+            return self._superglue(self.model, batch)[:, :-1, :-1]
+        return self._lightglue(self.model, batch, every_layer=False)[-1].log_assignment_BNN
 
     def _lightglue(self, model: LightGlue, batch: PairBatch, *, every_layer: bool) -> list[Prediction]:
         return model(

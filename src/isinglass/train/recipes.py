@@ -72,7 +72,7 @@ def small(kind: Kind, features: str, stage: Stage) -> Recipe:
         config = replace(config, steps=4000, batch_size=16, learning_rate=5e-4, decay_from=0.4, **often)
         return replace(whole, config=config, max_keypoints=512, used_keypoints=256, views_a_photo=6)
     if stage == "posed":
-        config = replace(config, steps=1200, batch_size=8, learning_rate=2e-4, decay_from=0.2, **often)
+        config = replace(config, steps=1000, batch_size=8, learning_rate=2e-4, decay_from=0.2, **often)
     else:
         config = replace(config, steps=150, batch_size=16, learning_rate=2e-3, **{**often, "warmup_steps": 20})
     return replace(whole, config=config, max_keypoints=512, views_a_photo=6)

