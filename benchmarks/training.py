@@ -64,6 +64,7 @@ SHIPPED = {  # run -> name of the weights
     for kind in ("lightglue", "superglue")
     for features in FEATURES
 }
+ALPHA = 0.99  # of LightGlue's exits (eq. 12): of 6 layers, the paper's 0.95 leaves too early on hard pairs
 ABLATED_STEPS = 1000  # of the same schedule, so that the whole model's own log is what they are held against
 RUNS |= {f"ablation-{name}": Plan(recipe="lightglue-sift-homography-small", model_as=name) for name in VARIANTS}
 
@@ -110,7 +111,8 @@ def ship(work):
         if not source.is_file():
             continue
         threshold = training_measure.threshold_of(work, label, source)
-        model = training_measure.loaded(label, source, filter_threshold=threshold)
+        alpha = {"depth_confidence": ALPHA} if name.startswith("lightglue") else {}
+        model = training_measure.loaded(label, source, filter_threshold=threshold, **alpha)
         file = save_checkpoint(
             model, folder / f"{name}.safetensors", name=name, licence=LICENCE, trained_on=TRAINED_ON,
             accepts=model.accepts, half=True,

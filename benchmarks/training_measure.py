@@ -143,9 +143,11 @@ def measure_sets(work, features, weights):
     extractor = EXTRACTORS[features]
     rows = {f"{features}-nearest-{ratio}": {"matcher": "nearest", "ratio": ratio} for ratio in RATIOS}
     for label, file in weights.items():
-        rows[label] = {"matcher": str(file), "filter_threshold": threshold_of(work, label, file)}
-        if label.endswith("confidence"):
-            rows[f"{label}-full"] = {**rows[label], "adaptive": False}
+        if label.endswith("confidence"):  # as they are shipped
+            rows[f"lightglue-{features}-small"] = {"matcher": f"lightglue-{features}-small"}
+            rows[f"lightglue-{features}-small-full"] = {"matcher": f"lightglue-{features}-small", "adaptive": False}
+        else:
+            rows[label] = {"matcher": str(file), "filter_threshold": threshold_of(work, label, file)}
     for name in ("homography", "redkitchen"):
         benchmark = load(name, work)
         for folder in (PHOTOS, SHARED / "data/train/hololens/images"):
@@ -197,7 +199,7 @@ def speed(work):
         cut = {
             name: value[:, :, :keep] for name, value in fields.items() if value.shape[2:3] == batch.target_B2N.shape[2:]
         }
-        batch = replace(batch, **cut, mask_B2N=None)
+        batch = replace(batch, **{**cut, "mask_B2N": None})
         batch = replace(batch, target_B2N=torch.where(batch.target_B2N >= keep, -1, batch.target_B2N))
         rows[kind] = {"pairs": len(batch), "keypoints": keep, **_step_times(chosen.config, batch)}
     rows["ceilings"] = {str(dtype).removeprefix("torch."): _ceiling(dtype) for dtype in (torch.float32, torch.bfloat16)}

@@ -172,7 +172,7 @@ def ablation(results):
 
 def exits(results, features):
     """A row a set: where pairs stop, what is saved and lost; None = not measured."""
-    label = f"lightglue-{features}-confidence"
+    label = f"lightglue-{features}-small"
     rows = [["set", "stop after layer", "time saved", "AUC lost (95 %)"]]
     for name, at in (("homography", 3), ("redkitchen", 10)):
         paths = [results / name / f"{one}.json" for one in (label, f"{label}-full")]

@@ -315,7 +315,7 @@ _TABLE = (
         size_bytes=47631405,
     ),
     _lightglue("superpoint", "superpoint", {"input_size": 256}, remark=", which are non-commercial"),
-    _own("LightGlue", "sift", "rootsift", "2f8934f1ae3235d30130015fd29f0746e178381d134386a670bd9f6ff43770db", 2281326),
+    _own("LightGlue", "sift", "rootsift", "b9d60077a966734de4b4b568ce8043dac1cf7a572678fad423423586664e0278", 2281326),
     _lightglue("sift", "rootsift", {"input_size": 128, "scale_orientation": True}),
     _lightglue("doghardnet", "doghardnet", {"input_size": 128, "scale_orientation": True}),
     Record(
