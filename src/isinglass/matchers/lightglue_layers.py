@@ -115,11 +115,7 @@ class Assignment(nn.Module):
         scale = x0_BMD.shape[-1] ** -0.25
         similarity_BMN = self.projection(x0_BMD) * scale @ (self.projection(x1_BND) * scale).mT
         z0_BM, z1_BN = self.matchability(x0_BMD).squeeze(-1), self.matchability(x1_BND).squeeze(-1)
-        if padding_BMN is None:
-            return log_double_softmax(similarity_BMN, z0_BM, z1_BN), z0_BM, z1_BN
-        very_low = torch.finfo(similarity_BMN.dtype).min / 4
-        log_assignment_BMN = log_double_softmax(similarity_BMN.masked_fill(padding_BMN, very_low), z0_BM, z1_BN)
-        return log_assignment_BMN.masked_fill(padding_BMN, very_low), z0_BM, z1_BN
+        return log_double_softmax(similarity_BMN, z0_BM, z1_BN, padding_BMN), z0_BM, z1_BN
 
     def match(self, x0_MD: Tensor, x1_ND: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
         """For inference: `mutual_matches` of what this head says of one pair, (M,) and (M,)."""

@@ -222,10 +222,7 @@ class _LightGlueWorkspace:
         projected_P2ND *= x_P2ND.shape[-1] ** -0.25
         similarity_PNN = projected_P2ND[:, 0] @ projected_P2ND[:, 1].mT
         padding_PNN = ~(is_point_P2N[:, 0, :, None] & is_point_P2N[:, 1, None])
-        very_low = torch.finfo(similarity_PNN.dtype).min / 4
-        similarity_PNN.masked_fill_(padding_PNN, very_low)
-        log_assignment_PNN = log_double_softmax(similarity_PNN, z_P2N[:, 0], z_P2N[:, 1])
-        log_assignment_PNN.masked_fill_(padding_PNN, very_low)
+        log_assignment_PNN = log_double_softmax(similarity_PNN, z_P2N[:, 0], z_P2N[:, 1], padding_PNN)
         for kept, value in zip(
             self.found, mutual_matches(log_assignment_PNN, self.exits.filter_threshold), strict=True
         ):

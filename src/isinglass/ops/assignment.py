@@ -18,11 +18,21 @@ BLOCK = 256  # rows of an assignment at once
 LARGEST = 1e30  # product of the factors of a row and a column up to which Sinkhorn's iteration is exact to 1e-7
 
 
-def log_double_softmax(similarity_BMN: Tensor, matchability_BM: Tensor, matchability_BN: Tensor) -> Tensor:
+def log_double_softmax(
+    similarity_BMN: Tensor,
+    matchability_BM: Tensor,
+    matchability_BN: Tensor,
+    padding_BMN: Tensor | None = None,
+) -> Tensor:
     """Log of the partial assignment (B, M, N), LightGlue eq. 8: sigma_i sigma_j softmax_i(S) softmax_j(S).
 
-    Matchabilities are logits.
+    Matchabilities are logits. Where `padding_BMN` is True there is no pair: the result is very low, and what stands
+    there changes nothing else.
     """
+    if padding_BMN is not None:
+        very_low = torch.finfo(similarity_BMN.dtype).min / 4
+        masked_BMN = similarity_BMN.masked_fill(padding_BMN, very_low)
+        return log_double_softmax(masked_BMN, matchability_BM, matchability_BN).masked_fill(padding_BMN, very_low)
     certainty = F.logsigmoid(matchability_BM)[:, :, None] + F.logsigmoid(matchability_BN)[:, None, :]
     return similarity_BMN.log_softmax(dim=2) + similarity_BMN.log_softmax(dim=1) + certainty
 
