@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from PIL import Image
 
 from isinglass import images
 from isinglass.types import Features, Signature
@@ -103,3 +104,14 @@ def assert_pixels_are_where_they_say(view, original):
     assert torch.equal(view.image, original[:, y, x])
     if view.mask is not None:
         assert torch.equal(view.mask, original[0, y, x] > 0.5)
+
+
+def write_photos(folder, count, size=(800, 600), every=10, seed=0):
+    """So many soft random pictures 0.png, 1.png, ... of `size` px, that detectors find something in. The folder."""
+    folder.mkdir()
+    rng = np.random.default_rng(seed)
+    width, height = size
+    for i in range(count):
+        small = Image.fromarray(rng.integers(0, 256, (height // every, width // every, 3), dtype=np.uint8))
+        small.resize(size, Image.Resampling.BICUBIC).save(folder / f"{i}.png")
+    return folder

@@ -1,10 +1,8 @@
 """Keypoints of one extractor, descriptors of another."""
 
-import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from PIL import Image
 
 from isinglass.cli import cli
 from isinglass.errors import InputError
@@ -14,6 +12,7 @@ from isinglass.extractors.redescribed import Redescribed
 from isinglass.extractors.superpoint import SuperPoint, SuperPointConfig
 from isinglass.matchers.lightglue import LightGlue
 from isinglass.pipeline import Pipeline
+from support import write_photos
 
 IMAGE = torch.rand(3, 120, 160, generator=torch.Generator().manual_seed(0))
 
@@ -50,13 +49,7 @@ def test_keypoints_of_the_one_descriptors_of_the_other():
 
 @pytest.fixture
 def photos(tmp_path):
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(2):
-        small = Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8))
-        small.resize((320, 240), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
-    return folder
+    return write_photos(tmp_path / "photos", 2, size=(320, 240), every=8)
 
 
 @pytest.mark.weights

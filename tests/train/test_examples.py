@@ -5,9 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+
+from support import write_photos
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -16,12 +16,8 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 def test_fine_tuning_measures_before_and_after(tmp_path):
     pytest.importorskip("cv2")
     pytest.importorskip("lightning_fabric")
-    rng = np.random.default_rng(0)
-    for folder in (tmp_path / "photos", tmp_path / "test"):
-        folder.mkdir()
-        for i in range(3):
-            small = Image.fromarray(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8))
-            small.resize((800, 600), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
+    for seed, name in enumerate(("photos", "test")):
+        write_photos(tmp_path / name, 3, seed=seed)
     run = tmp_path / "run"
     command = [sys.executable, EXAMPLES / "finetune.py", tmp_path / "photos", tmp_path / "test", "-o", run]
     command += ["--steps", "4", "--batch-size", "2", "--test-pairs", "8"]

@@ -2,10 +2,8 @@
 
 import json
 
-import numpy as np
 import pytest
 from click.testing import CliRunner
-from PIL import Image
 
 from isinglass.cli import cli
 from isinglass.errors import InputError
@@ -14,6 +12,7 @@ from isinglass.matchers.superglue import SuperGlueConfig
 from isinglass.pipeline import Pipeline
 from isinglass.train.recipes import RECIPES, recipe
 from isinglass.train.start import Data
+from support import write_photos
 
 RECIPE = "lightglue-sift-homography-small"
 
@@ -22,12 +21,7 @@ RECIPE = "lightglue-sift-homography-small"
 def photos(tmp_path):
     pytest.importorskip("cv2")
     pytest.importorskip("lightning_fabric")
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(3):
-        small = Image.fromarray(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8))
-        small.resize((800, 600), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
+    folder = write_photos(tmp_path / "photos", 3)
     (folder / "broken.jpg").write_bytes(b"no photo")
     return folder
 
