@@ -164,12 +164,12 @@ print(peak() - before)
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the peak is read from Linux's /proc")
 def test_memory_stays_within_the_budget():
-    """Of 6 megapixels: 90 MB are the image itself as uint8 and float32, with a tile's copy."""
+    """Of 6 megapixels: 90 MB are the image itself as uint8 and float32, with a copy of a tile; a tenth is spare."""
     peaks = [
         float(subprocess.run([sys.executable, "-c", MEASURED, mb], capture_output=True, text=True, check=True).stdout)
         for mb in ("0", "60")
     ]
-    assert peaks[1] < 90 + 60 < peaks[0]
+    assert peaks[1] < 1.1 * (90 + 60) < peaks[0]
 
 
 def test_many_pairs_equal_each_alone(motorcycle):

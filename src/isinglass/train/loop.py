@@ -6,6 +6,7 @@ killed and taken up again has the same losses as one that was not.
 
 from __future__ import annotations
 
+import atexit
 import copy
 import json
 import math
@@ -56,6 +57,8 @@ class Trainer:
     ) -> None:
         self.config, self.source, self.validation, self.folder = config, source, validation, Path(folder)
         self.fabric = fabric or make_fabric(config)
+        if self.fabric.world_size > 1:
+            atexit.register(_leave_group)
         self.about = {
             "config": config.as_dict(),
             "data": source.digest,
@@ -224,6 +227,12 @@ def make_fabric(config: TrainConfig, **options: Any) -> Any:
     fabric = Fabric(precision=config.precision, **options)
     fabric.launch()
     return fabric
+
+
+def _leave_group() -> None:
+    """gloo's threads, left running, may abort a process that has done all its work; Fabric only ends nccl's."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 class _Log:
