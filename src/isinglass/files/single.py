@@ -1,6 +1,6 @@
-"""Features and matches on disk: never torn, never pickled, checked wholly when read.
+"""One image's features, or one pair's matches, in a file: never torn, never pickled, checked wholly when read.
 
-One file holds one image's features or one pair's matches, without the batch axis; the suffix is the format:
+The suffix is the format, and nothing has a batch axis:
 
 .npz   numpy's zip of arrays; strings are arrays without axes
 .h5    HDF5 (extra `hdf5`); strings are attributes; arrays carry checksums
@@ -14,26 +14,35 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import secrets
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from isinglass.errors import InputError, MissingExtra, WriteError
+from isinglass.errors import InputError, MissingExtra
+from isinglass.files.atomic import PathLike, write_atomically
+from isinglass.files.fields import (
+    FEATURES,
+    MATCHES,
+    Field,
+    Fields,
+    check,
+    feature_fields,
+    features_of,
+    from_disk,
+    require_single,
+    text_of,
+    to_disk,
+)
+from isinglass.files.hdf5 import h5py_module, write_array
 from isinglass.types import Features, Matches, Signature
 
 FEATURES_SCHEMA = "isinglass features 1"
 MATCHES_SCHEMA = "isinglass matches 1"
 
-Fields = Mapping[str, np.ndarray | str]
-PathLike = str | os.PathLike[str]
 _Loaded = TypeVar("_Loaded")
 
 
@@ -65,36 +74,6 @@ class SavedMatches:
         return self.keypoints1[self.matches.pairs()[:, 1]]
 
 
-@contextmanager
-def write_atomically(path: PathLike) -> Iterator[Path]:
-    """The path of a temporary file to write; it becomes `path` in one step when the block ends without an error.
-
-    A reader sees the earlier file or the new one, whole, whenever this process is killed; what a killed process leaves
-    are files ".isinglass-*.tmp" in the folder, which nobody reads. Folders are made as needed.
-
-    Raises WriteError where the file cannot be written (no permission, a full disk); the earlier file stays.
-    """
-    path = Path(path)
-    temporary = path.parent / f".isinglass-{secrets.token_hex(8)}.tmp"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        descriptor = os.open(temporary, os.O_RDWR)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        temporary.replace(path)
-    except OSError as error:
-        raise WriteError(
-            f"{str(path)!r} cannot be written ({error}); what it held before is still there. Free space, or choose a "
-            "folder that may be written"
-        ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
 # ---- features
 
 
@@ -103,13 +82,8 @@ def save_features(path: PathLike, features: Features, *, half: bool = False) -> 
 
     Raises InputError for batches, for numbers that are not finite (also as float16), and as `write_atomically` does.
     """
-    _require_single(features, "features")
-    values = {name: getattr(features, name) for name in _FEATURES}
-    fields = {name: _to_disk(value, _FEATURES[name]) for name, value in values.items() if value is not None}
-    if half:
-        with np.errstate(over="ignore"):
-            fields["descriptors"] = fields["descriptors"].astype(np.float16)
-    _save(path, {"schema": FEATURES_SCHEMA, "signature": str(features.signature), **fields}, _FEATURES)
+    fields = feature_fields(features, half=half)
+    _save(path, {"schema": FEATURES_SCHEMA, "signature": str(features.signature), **fields}, FEATURES)
 
 
 def load_features(path: PathLike) -> Features:
@@ -117,7 +91,7 @@ def load_features(path: PathLike) -> Features:
 
     Raises InputError where the file is missing, damaged, or of another kind or version.
     """
-    return _load(path, FEATURES_SCHEMA, _FEATURES, _features_of)
+    return _load(path, FEATURES_SCHEMA, FEATURES, features_of)
 
 
 # ---- matches
@@ -135,13 +109,13 @@ def save_matches(path: PathLike, matches: Matches, features0: Features, features
     fields: dict[str, Any] = {"schema": MATCHES_SCHEMA, "matcher": matches.matcher}
     fields["signature"] = str(features0.signature)
     for view, features in enumerate((features0, features1)):
-        _require_single(features, f"features{view}")
-        fields[f"keypoints{view}"] = _to_disk(features.keypoints, _MATCHES["keypoints0"])
-        fields[f"image_size{view}"] = _to_disk(features.image_size, _MATCHES["image_size0"])
-    for name, field in _MATCHES.items():
+        require_single(features, f"features{view}")
+        fields[f"keypoints{view}"] = to_disk(features.keypoints, MATCHES["keypoints0"])
+        fields[f"image_size{view}"] = to_disk(features.image_size, MATCHES["image_size0"])
+    for name, field in MATCHES.items():
         if name not in fields and getattr(matches, name) is not None:
-            fields[name] = _to_disk(getattr(matches, name), field)
-    _save(path, fields, _MATCHES)
+            fields[name] = to_disk(getattr(matches, name), field)
+    _save(path, fields, MATCHES)
 
 
 def load_matches(path: PathLike) -> SavedMatches:
@@ -149,89 +123,16 @@ def load_matches(path: PathLike) -> SavedMatches:
 
     Raises InputError where the file is missing, damaged, or of another kind or version.
     """
-    return _load(path, MATCHES_SCHEMA, _MATCHES, _matches_of)
+    return _load(path, MATCHES_SCHEMA, MATCHES, _matches_of)
 
 
-# ---- what a file must hold
+# ---- reading and writing
 
 
-@dataclass(frozen=True, slots=True)
-class _Field:
-    """An array on disk: its axes (letters bind to one length a file) and its dtypes."""
-
-    axes: tuple[str | int, ...]
-    dtypes: tuple[str, ...] = ("float32",)
-    required: bool = True
-    finite: bool = True
-
-
-_INT = ("int32",)
-_FEATURES = {
-    "keypoints": _Field(("N", 2)),
-    "descriptors": _Field(("N", "D"), ("float32", "float16")),
-    "scores": _Field(("N",)),
-    "image_size": _Field((2,), _INT),
-    "scales": _Field(("N",), required=False),
-    "orientations": _Field(("N",), required=False),
-    "turns": _Field((), _INT, required=False),
-}
-_MATCHES = {
-    "keypoints0": _Field(("N0", 2)),
-    "keypoints1": _Field(("N1", 2)),
-    "image_size0": _Field((2,), _INT),
-    "image_size1": _Field((2,), _INT),
-    "indices": _Field(("N0",), _INT),
-    "scores": _Field(("N0",)),
-    "stop_layer": _Field((), _INT, required=False),
-    "pruned_at0": _Field(("N0",), _INT, required=False),
-    "pruned_at1": _Field(("N1",), _INT, required=False),
-    "confidences0": _Field(("N0",), required=False, finite=False),
-    "confidences1": _Field(("N1",), required=False, finite=False),
-}
-
-
-def _check(fields: Fields, table: Mapping[str, _Field]) -> None:
-    """Raises ValueError unless the fields are as the table has them."""
-    lengths: dict[str, int] = {}
-    for name, field in table.items():
-        if name not in fields:
-            if field.required:
-                raise ValueError(f"it has no {name}")
-            continue
-        array = np.asarray(fields[name])
-        if array.dtype.name not in field.dtypes or array.ndim != len(field.axes):
-            raise ValueError(f"{name} is {array.dtype} {array.shape}, expected {field.dtypes[0]} {field.axes}")
-        for axis, length in zip(field.axes, array.shape, strict=True):
-            expected = lengths.setdefault(axis, length) if isinstance(axis, str) else axis
-            if length != expected:
-                raise ValueError(f"{name} has shape {array.shape}, expected {axis} = {expected}")
-        if field.finite and not np.isfinite(array).all():
-            raise ValueError(f"{name} hold NaN or infinity as {array.dtype}")
-    if "indices" in table:
-        indices = np.asarray(fields["indices"])
-        if indices.size and (indices.min() < -1 or indices.max() >= lengths["N1"]):
-            raise ValueError(f"indices run from {indices.min()} to {indices.max()}, but view 1 has {lengths['N1']}")
-
-
-def _require_single(features: Features, name: str) -> None:
-    if len(features) != 1 or features.mask is not None:
-        raise InputError(f"{name} are a batch of {len(features)} or padded; expected one image's (use f[i])")
-
-
-def _to_disk(value: Tensor, field: _Field) -> np.ndarray:
-    """The tensor (1, ...) without its batch axis."""
-    return value[0].detach().cpu().to(getattr(torch, field.dtypes[0])).numpy()
-
-
-def _from_disk(value: np.ndarray | str) -> Tensor:
-    tensor = torch.from_numpy(np.array(value))[None]
-    return tensor.to(torch.float32 if tensor.is_floating_point() else torch.int64)
-
-
-def _save(path: PathLike, fields: Fields, table: Mapping[str, _Field]) -> None:
+def _save(path: PathLike, fields: Fields, table: Mapping[str, Field]) -> None:
     encode, _ = _format_of(path, table)
     try:
-        _check(fields, table)
+        check(fields, table)
     except ValueError as error:
         raise InputError(f"{str(path)!r} is not written: {error}") from error
     content = encode(fields)
@@ -239,7 +140,7 @@ def _save(path: PathLike, fields: Fields, table: Mapping[str, _Field]) -> None:
         temporary.write_bytes(content)
 
 
-def _load(path: PathLike, schema: str, table: Mapping[str, _Field], build: Callable[[Fields], _Loaded]) -> _Loaded:
+def _load(path: PathLike, schema: str, table: Mapping[str, Field], build: Callable[[Fields], _Loaded]) -> _Loaded:
     _, decode = _format_of(path, table)
     try:
         content = Path(path).read_bytes()
@@ -249,7 +150,7 @@ def _load(path: PathLike, schema: str, table: Mapping[str, _Field], build: Calla
         fields = decode(content)
         if fields.get("schema") != schema:
             raise ValueError(f"its schema is {fields.get('schema')!r}, expected {schema!r}")
-        _check(fields, table)
+        check(fields, table)
         return build(fields)
     except MissingExtra:
         raise
@@ -260,28 +161,16 @@ def _load(path: PathLike, schema: str, table: Mapping[str, _Field], build: Calla
         ) from error
 
 
-def _features_of(fields: Fields) -> Features:
-    tensors = {name: _from_disk(fields[name]) for name in _FEATURES if name in fields}
-    return Features(**tensors, signature=Signature.parse(_text(fields, "signature")))
-
-
 def _matches_of(fields: Fields) -> SavedMatches:
-    own = {name for name in _MATCHES if name in fields and not name.startswith(("keypoints", "image_size"))}
+    own = {name for name in MATCHES if name in fields and not name.startswith(("keypoints", "image_size"))}
     return SavedMatches(
-        matches=Matches(**{name: _from_disk(fields[name]) for name in own}, matcher=_text(fields, "matcher")),
-        keypoints0=_from_disk(fields["keypoints0"])[0],
-        keypoints1=_from_disk(fields["keypoints1"])[0],
+        matches=Matches(**{name: from_disk(fields[name]) for name in own}, matcher=text_of(fields, "matcher")),
+        keypoints0=from_disk(fields["keypoints0"])[0],
+        keypoints1=from_disk(fields["keypoints1"])[0],
         image_size0=tuple(np.asarray(fields["image_size0"]).tolist()),
         image_size1=tuple(np.asarray(fields["image_size1"]).tolist()),
-        signature=Signature.parse(_text(fields, "signature")),
+        signature=Signature.parse(text_of(fields, "signature")),
     )
-
-
-def _text(fields: Fields, name: str) -> str:
-    text = fields.get(name)
-    if not isinstance(text, str):
-        raise ValueError(f"it has no text {name!r}")
-    return text
 
 
 # ---- formats
@@ -289,9 +178,9 @@ def _text(fields: Fields, name: str) -> str:
 Format = tuple[Callable[[Fields], bytes], Callable[[bytes], Fields]]
 
 
-def _format_of(path: PathLike, table: Mapping[str, _Field]) -> Format:
+def _format_of(path: PathLike, table: Mapping[str, Field]) -> Format:
     formats = {".npz": (_encode_npz, _decode_npz), ".h5": (_encode_h5, _decode_h5)}
-    if table is _MATCHES:
+    if table is MATCHES:
         formats[".json"] = (_encode_json, _decode_json)
     suffix = Path(path).suffix.lower()
     if suffix not in formats:
@@ -314,26 +203,18 @@ def _decode_npz(content: bytes) -> Fields:
 
 def _encode_h5(fields: Fields) -> bytes:
     buffer = io.BytesIO()
-    with _h5py().File(buffer, "w") as file:
+    with h5py_module().File(buffer, "w") as file:
         for name, value in fields.items():
             if isinstance(value, str):
                 file.attrs[name] = value
             else:
-                file.create_dataset(name, data=value, fletcher32=True if value.size and value.ndim else None)
+                write_array(file, name, value)
     return buffer.getvalue()
 
 
 def _decode_h5(content: bytes) -> Fields:
-    with _h5py().File(io.BytesIO(content), "r") as file:
+    with h5py_module().File(io.BytesIO(content), "r") as file:
         return {**{name: dataset[()] for name, dataset in file.items()}, **dict(file.attrs)}
-
-
-def _h5py() -> Any:
-    try:
-        import h5py
-    except ImportError as error:
-        raise MissingExtra("h5py", "hdf5") from error
-    return h5py
 
 
 def _encode_json(fields: Fields) -> bytes:

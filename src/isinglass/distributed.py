@@ -1,0 +1,1 @@
+"""The work of `isinglass.sfm` as tasks on a Ray cluster."""

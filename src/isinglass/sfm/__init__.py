@@ -1,0 +1,1 @@
+"""Maps of many photos: stores, pairs, COLMAP, localisation."""
