@@ -22,11 +22,10 @@ from isinglass.cache import FeatureCache, matching_key
 from isinglass.errors import InputError, MissingExtra, WriteError
 from isinglass.files import save_matches, write_atomically
 from isinglass.geometry.robust import RobustResult, estimate
-from isinglass.images import mirrored, read_image, turned, whole
+from isinglass.images import IMAGE_SUFFIXES, mirrored, read_image, turned, whole
 from isinglass.pipeline import MatchResult, Options, Pipeline
 from isinglass.types import Features
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".gif", ".jp2", ".avif")
 THRESHOLD_PX = 3.0  # of the homography's or fundamental matrix's inliers
 
 

@@ -27,6 +27,7 @@ from isinglass.types import Features
 ImageSource = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 
 MAX_PIXELS = 200_000_000
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".gif", ".jp2", ".avif")
 _ROUNDING = 1e-4  # floats may leave [0, 1] by this much, as resampling makes them
 _EXIF_ORIENTATION = 0x0112
 _EXIF_MIRRORED = (2, 4, 5, 7)  # first mirror,

@@ -18,6 +18,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
+from isinglass.errors import InputError
 from isinglass.images import (
     ImageSource,
     View,
@@ -112,10 +113,17 @@ class Pipeline:
 
         Raises InputError where it comes to an image that cannot be read.
         """
+        for found in self.extract_each((image, None) for image in images):
+            if isinstance(found, InputError):
+                raise found
+            yield found
+
+    def extract_each(self, images: Iterable[tuple[ImageSource, ImageSource | None]]) -> Iterator[Features | InputError]:
+        """Likewise of images with masks, None = no mask; the error in place of what cannot be read."""
         with ThreadPoolExecutor(1) as reader:
             ahead: deque[Future[View]] = deque()
-            for image in images:
-                ahead.append(reader.submit(self._read, image, None))
+            for image, mask in images:
+                ahead.append(reader.submit(self._read, image, mask))
                 if len(ahead) > 1:
                     yield self._extract_timed(ahead.popleft())
             while ahead:
@@ -178,11 +186,14 @@ class Pipeline:
         with self.timed("extract"):
             return [self._extract(turned(view, turn)) for turn in turns]
 
-    def _extract_timed(self, reading: Future[View]) -> Features:
-        with self.timed("read"):  # as far as it was waited for
-            view = reading.result()
-        with self.timed("extract"):
-            return self._extract(view)
+    def _extract_timed(self, reading: Future[View]) -> Features | InputError:
+        try:
+            with self.timed("read"):  # as far as it was waited for
+                view = reading.result()
+            with self.timed("extract"):
+                return self._extract(view)
+        except InputError as error:
+            return error
 
     def _extract(self, view: View) -> Features:
         """All tiles' features in original pixels, without near-duplicates, the best `max_keypoints`."""
