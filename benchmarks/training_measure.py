@@ -38,6 +38,7 @@ RATIOS = (0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)  # of nearest neighbours; the be
 THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6)
 HELD_OUT_PAIRS, TRAINING_PAIRS, AT_ONCE = 480, 160, 16
 CPU = torch.device("cpu")
+PUBLISHED = {"aliked": "lightglue-aliked"}  # of full size; measured beside ours where it can be had
 FROM_ABOVE = ("caliterra", "copr", "brighton", "seneca")
 STEPS_TIMED, VIEWS_TIMED = 6, 24
 
@@ -148,6 +149,8 @@ def measure_sets(work, features, weights):
             rows[f"lightglue-{features}-small-full"] = {"matcher": f"lightglue-{features}-small", "adaptive": False}
         else:
             rows[label] = {"matcher": str(file), "filter_threshold": threshold_of(work, label, file)}
+    if features in PUBLISHED:
+        rows[f"{features}-published-lightglue"] = {"matcher": PUBLISHED[features]}
     for name in ("homography", "redkitchen"):
         benchmark = load(name, work)
         for folder in (PHOTOS, SHARED / "data/train/hololens/images"):

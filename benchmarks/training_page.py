@@ -167,6 +167,26 @@ def ablation(results):
     return table(rows)
 
 
+def trained_rows(results):
+    """Of each extractor the pairs seen in both stages, and the hours that LightGlue and SuperGlue took."""
+    rows = []
+    for features in ("sift", "aliked"):
+        logs = {
+            kind: [log_of(results, f"{kind}-{features}-{stage}") for stage in ("homography", "posed")] for kind in KINDS
+        }
+        seen = {tuple(log[-1]["pairs"] for log in both) for both in logs.values()}
+        assert len(seen) == 1, f"the kinds saw other numbers of pairs: {seen}"
+        hours = (f"{sum(map(seconds_of, both)) / 3600:.1f}" for both in logs.values())
+        rows.append(f"| {features} | {' | '.join(f'{count:,}' for count in seen.pop())} | {' and '.join(hours)} |")
+    return "\n".join(rows)
+
+
+def seconds_of(log):
+    """That the run took; the last row that tells is from shortly before its end."""
+    last = [row for row in log if "seconds" in row][-1]
+    return last["seconds"] * log[-1]["pairs"] / last["pairs"]
+
+
 # ---- exits and speed
 
 
@@ -242,6 +262,7 @@ def write(results):
         for kind in KINDS
     )
     sections["parameters"] = " and ".join(f"{count / 1e6:.2f}" for count in counts) + " million"
+    sections["trained_rows"] = trained_rows(results)
     sections["finetuning"] = finetuning(results) or MISSING
     for features in ("sift", "aliked"):
         is_there = (results / f"held-out-{features}.json").is_file()

@@ -20,14 +20,12 @@ from isinglass.matchers.lightglue_layers import Assignment, Layer
 from isinglass.matchers.recorded import Exits, LightGlueParts, RecordedLightGlue, is_recorded, match_alike, stacked
 from isinglass.ops.attention import Dense
 from isinglass.ops.linear import linear
-from isinglass.ops.ragged import Ragged
+from isinglass.ops.ragged import MAX_TOKENS, Ragged
 from isinglass.ops.rotary import Rotation
 from isinglass.ops.threads import in_team
 from isinglass.ops.units import Unit, prepared
 from isinglass.types import Features, Matches, check_pairs, chunk_pairs, distinct_views, match_batch
 from isinglass.weights import Pretrained
-
-MAX_TOKENS = 32768  # of one packed buffer: enough to fill a machine
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,13 +21,13 @@ from isinglass.matchers.recorded import RecordedSuperGlue, SuperGlueParts, is_re
 from isinglass.ops.assignment import log_sinkhorn, sinkhorn_matches
 from isinglass.ops.attention import Dense, Layout
 from isinglass.ops.linear import Affine, rows_product
+from isinglass.ops.ragged import MAX_TOKENS
 from isinglass.ops.threads import in_team
 from isinglass.ops.units import Unit, parameters_of, prepared
 from isinglass.types import Features, Matches, check_pairs, chunk_pairs, match_batch
 from isinglass.weights import Pretrained
 
 Sample = Tensor | slice | None  # of tokens, see `MLP.forward`
-MAX_TOKENS = 32768  # of one packed buffer: enough to fill a machine
 
 
 @dataclass(frozen=True, kw_only=True)

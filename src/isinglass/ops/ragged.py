@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+MAX_TOKENS = 32768  # of one buffer: enough to fill a machine
+
 
 @dataclass(slots=True, kw_only=True)
 class Ragged:

@@ -180,10 +180,12 @@ class Trainer:
 
     def _exploded(self, row: Mapping[str, Any]) -> str:
         progress, last = self.run_state.progress, self.folder / LAST
-        kept = f"{last} has all up to its last save" if last.is_file() else "nothing was saved yet"
+        kept, also = "nothing was saved yet", ""
+        if last.is_file():
+            kept, also = f"{last} has all up to its last save", ", or from those weights,"
         return (
             f"the loss or its gradient was not finite for {PATIENCE} steps in a row, up to step {progress.step}, at a "
-            f"learning rate of {row['rate']:.3g}: {kept}. Begin anew, or from those weights, with a lower learning_rate"
+            f"learning rate of {row['rate']:.3g}: {kept}. Begin anew{also} with a lower learning_rate"
         )
 
     # --- the start
