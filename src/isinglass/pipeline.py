@@ -246,16 +246,17 @@ def match(image0: ImageSource, image1: ImageSource, **options: Unpack[OptionsDic
     (0, 0) = centre of the top-left pixel. No match is a result, with M = 0. Raises InputError on images or options that
     cannot be used, WeightsError where weights cannot be had.
     """
-    return _pipeline(Options.of(**options)).match(image0, image1)
+    return pipeline_of(Options.of(**options)).match(image0, image1)
 
 
 def extract(image: ImageSource, **options: Unpack[OptionsDict]) -> Features:
     """Features of one photo, in its original pixels; options as for `match`."""
-    return _pipeline(Options.of(**options)).extract(image)
+    return pipeline_of(Options.of(**options)).extract(image)
 
 
 @functools.lru_cache(maxsize=2)
-def _pipeline(options: Options) -> Pipeline:
+def pipeline_of(options: Options) -> Pipeline:
+    """The pipeline of these options; this process keeps the two that it used last."""
     return Pipeline(**{one.name: getattr(options, one.name) for one in fields(options)})
 
 
