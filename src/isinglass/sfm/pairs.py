@@ -1,0 +1,234 @@
+"""Which pairs of images to match: all of them, neighbours in a sequence or in space, those that share points, a file's.
+
+Every function gives each pair once, sorted, and in each pair that image first which comes first in `names`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from isinglass.errors import InputError, MissingExtra
+from isinglass.files.atomic import PathLike, write_atomically
+from isinglass.sfm.store import FeatureStore, Pair
+from isinglass.types import Features, Matcher, chunk_pairs
+
+Tell = Callable[[int, int], None]
+LEAST_MATCHES = 8  # of the first pass, see docs/maps.md
+FEW_KEYPOINTS_IN_MEMORY = 2**20  # of the first pass: 0.5 GB of 128 channels
+BATCH_KEYPOINTS = 2**14
+_ROWS = 1024  # of distances held at once
+
+
+def in_order(pairs: Iterable[Pair], names: Sequence[str]) -> list[Pair]:
+    """The pairs once each, sorted, that image first which comes first in `names`. Raises InputError for a stranger."""
+    place = _places(names)
+    try:
+        found = {tuple(sorted((place[one], place[other]))) for one, other in pairs if one != other}
+    except KeyError as error:
+        raise InputError(f"a pair names {error.args[0]!r}, which is none of the {len(names)} images") from None
+    return [(names[i], names[j]) for i, j in sorted(found)]
+
+
+def exhaustive(names: Sequence[str]) -> list[Pair]:
+    """All pairs: n (n - 1) / 2."""
+    _places(names)
+    return list(itertools.combinations(names, 2))
+
+
+def sequential(
+    names: Sequence[str], overlap: int = 10, *, quadratic: bool = True, loops: Sequence[Pair] = ()
+) -> list[Pair]:
+    """Each image, in the order given, with `overlap` of those after it, and the pairs of `loops`.
+
+    quadratic  those 1, 2, 4, 8, ... images later, as COLMAP 4 has it by default; else the next ones
+    """
+    if overlap < 1:
+        raise InputError(f"overlap is {overlap}; expected at least 1 image")
+    steps = [2**k if quadratic else k + 1 for k in range(overlap)]
+    steps = list(itertools.takewhile(lambda step: step < len(names), steps))
+    near = [(names[i], names[i + step]) for step in steps for i in range(len(names) - step)]
+    return in_order(itertools.chain(near, loops), names)
+
+
+def spatial(
+    positions: Mapping[str, ArrayLike],
+    *,
+    max_neighbours: int = 20,
+    max_distance_m: float = 100.0,
+    altitude: bool = False,
+) -> list[Pair]:
+    """Each image with the `max_neighbours` that are nearest, and at most `max_distance_m` away.
+
+    positions  (3,) of each image, m, third is up; such as `gps.positions` gives
+    altitude   count the third coordinate: GPS errs most in that
+    """
+    if max_neighbours < 1 or not max_distance_m > 0:
+        raise InputError(f"{max_neighbours} neighbours within {max_distance_m} m came; expected at least 1 and over 0")
+    names = list(positions)
+    if len(names) < 2:
+        return []
+    points_N3 = np.array([np.asarray(positions[name], np.float64).reshape(3) for name in names])
+    if not np.isfinite(points_N3).all():
+        bad = names[int(np.argmin(np.isfinite(points_N3).all(axis=1)))]
+        raise InputError(f"the position of {bad!r} is {points_N3[names.index(bad)].tolist()}; expected finite numbers")
+    used_ND = points_N3 if altitude else points_N3[:, :2]
+    count = min(max_neighbours, len(names) - 1)
+    near = []
+    for start in range(0, len(names), _ROWS):
+        rows = range(start, min(start + _ROWS, len(names)))
+        distance_RN = np.sqrt(sum((used_ND[rows, None, k] - used_ND[None, :, k]) ** 2 for k in range(used_ND.shape[1])))
+        distance_RN[np.arange(len(rows)), rows] = np.inf
+        order_RK = np.argsort(distance_RN, axis=1, kind="stable")[:, :count]
+        close_RK = np.take_along_axis(distance_RN, order_RK, axis=1) <= max_distance_m
+        near += [(names[rows[r]], names[order_RK[r, k]]) for r, k in np.argwhere(close_RK)]
+    return in_order(near, names)
+
+
+def covisible(model: Any, *, neighbours: int = 20, common_points: int = 15) -> list[Pair]:
+    """Each image of a COLMAP model with the `neighbours` that see most of its points, `common_points` at least.
+
+    `model` is a pycolmap.Reconstruction or the folder of one. Images are in the order of their names; of equals the
+    first counts. Raises InputError where the folder holds no model.
+    """
+    reconstruction = _reconstruction(model)
+    image_of = {image_id: image.name for image_id, image in reconstruction.images.items()}
+    common: dict[int, Counter[int]] = {image_id: Counter() for image_id in image_of}
+    for point in reconstruction.points3D.values():
+        seen_by = {element.image_id for element in point.track.elements}
+        for image_id in seen_by:
+            common[image_id].update(seen_by)
+    found = []
+    for image_id, counts in common.items():
+        del counts[image_id]
+        enough = [(-count, image_of[other], other) for other, count in counts.items() if count >= common_points]
+        found += [(image_of[image_id], name) for _, name, _ in sorted(enough)[:neighbours]]
+    return in_order(found, sorted(image_of.values()))
+
+
+def read_pairs(file: PathLike, names: Sequence[str] | None = None) -> list[Pair]:
+    """Pairs from a text file: two names a line, as hloc and COLMAP have it; a line that begins with # is skipped.
+
+    Between names is a tab, or else a space; names may then only hold spaces if `names` (all there are) are given.
+    Further columns are ignored. Without `names` pairs are in the order of names. Raises InputError for a line without
+    two names or with unknown ones.
+    """
+    try:
+        lines = Path(file).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the list of pairs {str(file)!r} cannot be read: {error}") from error
+    known = None if names is None else set(names)
+    found = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        pair = _pair_of(line, known)
+        if pair is None:
+            expected = "the names of two images" if known is None else f"two names of the {len(known)} images"
+            raise InputError(f"line {number} of {str(file)!r} is {line!r}; expected {expected}")
+        found.append(pair)
+    return in_order(found, sorted({name for pair in found for name in pair}) if names is None else names)
+
+
+def write_pairs(file: PathLike, pairs: Iterable[Pair]) -> None:
+    """One pair a line, in the order given, for `read_pairs`, hloc and COLMAP; names that hold spaces get a tab between.
+
+    Raises InputError for names that a line cannot hold, WriteError where the file cannot be written.
+    """
+    lines = []
+    for pair in pairs:
+        if any(not name.strip() or set(name) & set("\t\n\r") for name in pair) or pair[0].startswith("#"):
+            raise InputError(f"the pair {pair} cannot be a line of a list: rename the images")
+        lines.append(("\t" if any(" " in name for name in pair) else " ").join(pair) + "\n")
+    with write_atomically(file) as temporary:
+        temporary.write_text("".join(lines), "utf-8")
+
+
+def promising(
+    features: FeatureStore,
+    pairs: Sequence[Pair],
+    matcher: Matcher,
+    *,
+    keypoints: int = 256,
+    least: int = LEAST_MATCHES,
+    tell: Tell = lambda done, of: None,
+) -> list[Pair]:
+    """Of the pairs, in their order, those where the best `keypoints` of both images have at least `least` matches.
+
+    This takes a small part of the time that matching all keypoints takes. Pairs with an image that the store does not
+    have are dropped. `tell` hears how many pairs are done.
+    """
+    return [pair for pair, count in few_matches(features, pairs, matcher, keypoints, tell) if count >= least]
+
+
+def few_matches(
+    features: FeatureStore,
+    pairs: Sequence[Pair],
+    matcher: Matcher,
+    keypoints: int = 256,
+    tell: Tell = lambda done, of: None,
+) -> Iterator[tuple[Pair, int]]:
+    """Each pair of images that the store has, and how many matches the best `keypoints` of both have."""
+    loaded: OrderedDict[str, Features] = OrderedDict()
+
+    def few(name: str) -> Features:
+        if name not in loaded:
+            loaded[name] = features.get(name).top(keypoints)
+            while len(loaded) > max(FEW_KEYPOINTS_IN_MEMORY // max(keypoints, 1), 2):
+                loaded.popitem(last=False)
+        loaded.move_to_end(name)
+        return loaded[name]
+
+    present = [pair for pair in pairs if pair[0] in features and pair[1] in features]
+    done = len(pairs) - len(present)
+    batch = max(BATCH_KEYPOINTS // (2 * max(keypoints, 1)), 1)
+    for start in range(0, len(present), batch):
+        chunk = present[start : start + batch]
+        views = [(few(one), few(other)) for one, other in chunk]
+        found = [
+            m for part in chunk_pairs(views, BATCH_KEYPOINTS) for m in matcher.match_many(*zip(*part, strict=True))
+        ]
+        done += len(chunk)
+        yield from zip(chunk, (len(one.pairs()) for one in found), strict=True)
+        tell(done, len(pairs))
+
+
+def _places(names: Sequence[str]) -> dict[str, int]:
+    place = {name: i for i, name in enumerate(names)}
+    if len(place) < len(names):
+        (twice, _), *_ = Counter(names).most_common(1)
+        raise InputError(f"the name {twice!r} comes more than once; expected each image once")
+    return place
+
+
+def _pair_of(line: str, known: set[str] | None) -> Pair | None:
+    """The two names of a line, None where there are not two, or not known ones."""
+    columns = line.split("\t") if "\t" in line else line.split()
+    if len(columns) < 2 or not all(columns[:2]):
+        return None
+    if known is None or known.issuperset(columns[:2]):
+        return columns[0], columns[1]
+    words = line.split(" ")
+    splits = [(" ".join(words[:k]), " ".join(words[k:])) for k in range(1, len(words))]
+    return next((pair for pair in splits if known.issuperset(pair)), None)
+
+
+def _reconstruction(model: Any) -> Any:
+    try:
+        import pycolmap
+    except ImportError as error:
+        raise MissingExtra("pycolmap", "maps") from error
+    if isinstance(model, pycolmap.Reconstruction):
+        return model
+    try:
+        return pycolmap.Reconstruction(Path(model))
+    except (ValueError, RuntimeError, OSError, IndexError) as error:
+        raise InputError(
+            f"{str(model)!r} is no COLMAP model ({error}); expected a folder of cameras, images and points3D"
+        ) from error
