@@ -1,32 +1,40 @@
-"""Matches of many pairs of images whose features are in a store, each pair once, whatever stops the run."""
+"""Matches of many pairs of images whose features are in a store, each pair once, whatever stops the run.
+
+Pairs are ordered so that few images have to be held, cut into chunks, and those into batches. Both depend on the pairs
+and the numbers of keypoints alone: a run that goes on, or one of several processes, matches the same batches as a run
+in one go, and what a pair's result is does not depend on which that was.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import time
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Self
 
 import torch
 
-from isinglass.errors import InputError
+from isinglass.errors import InputError, WriteError
 from isinglass.files import PathLike
 from isinglass.pipeline import Pipeline
 from isinglass.sfm.extraction import Tell, feature_settings
 from isinglass.sfm.store import FeatureStore, MatchStore, Pair, PairMatches
 from isinglass.types import Features, Matcher
 
-PAIRS_A_CHUNK = 512
+PAIRS_A_CHUNK = 64
+IMAGES_A_BLOCK = 64  # each with each before the next are read
 SECONDS_A_PART = 5.0
-KEYPOINTS_A_BATCH = 32768
+KEYPOINTS_A_BATCH = 32768  # of matchers that do not say it
+
+Found = tuple[dict[Pair, PairMatches], dict[Pair, str]]  # matches, and which pairs could not be matched, and why
 
 
 @dataclass(kw_only=True)
 class Matched:
-    """What became of pairs: how many were matched, how many were there, which could not be matched and why."""
+    """What became of pairs: how many were matched, how many were there, which could not be matched, and why."""
 
     made: int = 0
     reused: int = 0
@@ -34,33 +42,33 @@ class Matched:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """Pairs that are matched one after another; those of `done` need not be, but count when batches are made."""
+
+    pairs: list[Pair]
+    done: set[Pair] = field(default_factory=set)
+
+
 def matching_settings(pipeline: Pipeline, features: FeatureStore | None = None) -> str:
-    """What matches depend on beside photos and extractor, as a store's `settings`; features: those that are matched."""
-    matcher: Any = pipeline.matcher
-    config = getattr(matcher, "config", None)
-    return json.dumps(
-        {
-            "matcher": matcher.name,
-            "weights": getattr(matcher, "weights_id", "none"),
-            "dtype": str(getattr(matcher, "compute_dtype", torch.float32)).removeprefix("torch."),
-            "config": {one.name: getattr(config, one.name) for one in fields(config)} if config is not None else {},
-            "features": json.loads(feature_settings(pipeline) if features is None else features.settings or "{}"),
-        }
-    )
+    """What matches depend on beside photos and extractor, as a store's `settings`.
+
+    features  whose features are matched; None = those that the pipeline makes
+    """
+    return settings_of(pipeline.matcher, feature_settings(pipeline) if features is None else features.settings)
 
 
-def chunks_of(pairs: Sequence[Pair], size: int) -> list[list[Pair]]:
-    """The pairs in runs of at most `size` that have few images each; which those are depends on the pairs alone."""
-    side = max(1, math.isqrt(size))
-    place = {name: i for i, name in enumerate(sorted({name for pair in pairs for name in pair}))}
-
-    def order(pair: Pair) -> tuple[int, int, int, int]:
-        low, high = sorted(place[name] for name in pair)
-        block = high // side if (low // side) % 2 == 0 else -(high // side)  # to and fro
-        return low // side, block, low, high
-
-    ordered = sorted(dict.fromkeys(pairs), key=order)
-    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+def settings_of(matcher: Matcher, features: str) -> str:
+    """The same for a matcher and the settings of features."""
+    config: Any = getattr(matcher, "config", None)
+    told = {
+        "matcher": matcher.name,
+        "weights": getattr(matcher, "weights_id", "none"),
+        "dtype": str(getattr(matcher, "compute_dtype", torch.float32)).removeprefix("torch."),
+        "config": {one.name: getattr(config, one.name) for one in fields(config)} if config is not None else {},
+        "features": features,
+    }
+    return json.dumps(told, default=repr)
 
 
 def match_stored(
@@ -83,49 +91,126 @@ def match_stored(
     memory_mb    MB of features that are held
     batch_pairs  pairs a batch at most; None = as many as fill the matcher
 
-    Raises InputError for a store of another extractor or settings, or features that are not the matcher's, WriteError
-    where the store cannot be written.
+    Raises InputError for a store of another extractor or settings, for features that are not the matcher's, and names
+    that hloc's layout cannot hold; WriteError where the store cannot be written.
     """
-    began = time.monotonic()
-    result = Matched()
-    with MatchStore(matches_path, features.signature, settings) as store:
-        todo = _missing(pairs, features, store, result)
-        of = result.reused + len(result.problems) + sum(map(len, todo))
-        writer = _Writer(store, features)
-        views = Views(features, device_of(matcher), memory_mb)
-        for chunk in todo:
-            for matched, problems in match_chunk(views, chunk, matcher, batch_pairs=batch_pairs):
-                writer.add(matched)
-                result.made += len(matched)
-                result.problems |= problems
-                tell(result.made + result.reused + len(result.problems), of)
-        writer.write()
-        store.merge()
-    result.seconds = time.monotonic() - began
-    return result
+    views = Views(features, device_of(matcher), memory_mb)
+    with MatchRun(features, pairs, matches_path, settings=settings, tell=tell) as run:
+        for chunk in run.chunks:
+            for found in match_chunk(views, chunk, matcher, batch_pairs=batch_pairs):
+                run.take(found)
+    return run.result
 
 
-def match_chunk(
-    views: Views, pairs: Sequence[Pair], matcher: Matcher, *, batch_pairs: int | None = None
-) -> Iterator[tuple[dict[Pair, PairMatches], dict[Pair, str]]]:
-    """Matches of a run of pairs, batch by batch, and the pairs of which features are damaged, with the reason."""
-    batch: dict[Pair, tuple[Features, Features]] = {}
-    problems: dict[Pair, str] = {}
-    keypoints, most = 0, getattr(matcher, "max_tokens", KEYPOINTS_A_BATCH)
-    for pair in pairs:
-        try:
-            both = views.get(pair[0]), views.get(pair[1])
-        except InputError as error:
-            problems[pair] = str(error)
-            continue
-        count = sum(one.keypoints.shape[1] for one in both)
-        if batch and (keypoints + count > most or len(batch) == batch_pairs):
-            yield _matched(batch, matcher), problems
-            batch, problems, keypoints = {}, {}, 0
-        batch[pair] = both
-        keypoints += count
-    if batch or problems:
-        yield _matched(batch, matcher), problems
+class MatchRun:
+    """The book of one run: `chunks` that are to be matched, by whom ever, and `take` for what was found.
+
+    As a context it writes, in the end and after an error, what was taken, and merges the store if all went well.
+    Arguments and errors are as of `match_stored`.
+    """
+
+    def __init__(
+        self,
+        features: FeatureStore,
+        pairs: Sequence[Pair],
+        matches_path: PathLike,
+        *,
+        settings: str,
+        tell: Tell = lambda done, of: None,
+    ) -> None:
+        self.result = Matched()
+        self.store = MatchStore(matches_path, features.signature, settings)
+        self._features, self._tell, self._began = features, tell, time.monotonic()
+        self._waiting: dict[Pair, PairMatches] = {}
+        self._written_s = self._began
+        known = self._usable(pairs)
+        self._of = len(known) + len(self.result.problems)
+        self.store.check_names({name for pair in known for name in pair})
+        self.chunks: list[Chunk] = []
+        for part in chunks_of(known, PAIRS_A_CHUNK):
+            done = {pair for pair in part if self._is_done(pair)}
+            self.result.reused += len(done)
+            if len(done) < len(part):
+                self.chunks.append(Chunk(pairs=part, done=done))
+        self._tell(self._of - sum(len(chunk.pairs) - len(chunk.done) for chunk in self.chunks), self._of)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or not issubclass(kind, WriteError):
+            self._write()
+        if kind is None:
+            self.store.merge()
+        self.store.close()
+        self.result.seconds = time.monotonic() - self._began
+
+    def take(self, found: Found) -> None:
+        """What was found of pairs; it is written with others, at most some seconds later."""
+        matched, problems = found
+        self._waiting |= matched
+        self.result.made += len(matched)
+        self.result.problems |= problems
+        if time.monotonic() - self._written_s > SECONDS_A_PART:
+            self._write()
+        self._tell(self.result.made + self.result.reused + len(self.result.problems), self._of)
+
+    def _write(self) -> None:
+        if self._waiting:
+            names = {name for pair in self._waiting for name in pair}
+            self.store.add(self._waiting, {name: self._features.digest(name) or "" for name in names})
+        self._waiting, self._written_s = {}, time.monotonic()
+
+    def _usable(self, pairs: Sequence[Pair]) -> list[Pair]:
+        """Each pair once, in one order; those that cannot be matched are problems."""
+        usable: dict[frozenset[str], Pair] = {}
+        for pair in pairs:
+            if lacking := [name for name in pair if name not in self._features]:
+                self.result.problems[pair] = f"there are no features of {' and '.join(map(repr, lacking))}"
+            elif pair[0] == pair[1]:
+                self.result.problems[pair] = "an image is paired with itself"
+            else:
+                usable.setdefault(frozenset(pair), pair)
+        return list(usable.values())
+
+    def _is_done(self, pair: Pair) -> bool:
+        digests = self._features.digest(pair[0]), self._features.digest(pair[1])
+        there = self.store.digests(pair), self.store.digests((pair[1], pair[0]))
+        return there[0] == digests or there[1] == digests[::-1]
+
+
+def match_chunk(views: Views, chunk: Chunk, matcher: Matcher, *, batch_pairs: int | None = None) -> Iterator[Found]:
+    """Matches of a chunk, batch by batch, and the pairs of which features are damaged."""
+    most = getattr(matcher, "max_tokens", KEYPOINTS_A_BATCH)
+    for batch in _batches(chunk.pairs, views.features.count, most, batch_pairs):
+        loaded: dict[Pair, tuple[Features, Features]] = {}
+        problems: dict[Pair, str] = {}
+        for pair in batch:
+            if pair in chunk.done:
+                continue
+            try:
+                loaded[pair] = views.get(pair[0]), views.get(pair[1])
+            except InputError as error:
+                problems[pair] = str(error)
+        views0, views1 = ([both[i] for both in loaded.values()] for i in (0, 1))
+        found = matcher.match_many(views0, views1) if loaded else []
+        if loaded or problems:
+            yield {pair: PairMatches.of(one) for pair, one in zip(loaded, found, strict=True)}, problems
+
+
+def chunks_of(pairs: Sequence[Pair], size: int) -> list[list[Pair]]:
+    """All pairs once, in runs of at most `size` that have few images each, next to runs of much the same images."""
+    place = _places(pairs)
+    side = max(1, math.isqrt(size))
+
+    def order(pair: Pair) -> tuple[int, ...]:
+        low, high = sorted((place[pair[0]], place[pair[1]]))
+        outer = low // IMAGES_A_BLOCK, high // IMAGES_A_BLOCK
+        inner = low // side, high // side
+        return (*_to_and_fro(*outer), *_to_and_fro(*inner), low, high)
+
+    ordered = sorted(dict.fromkeys(pairs), key=order)
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
 def device_of(matcher: Matcher) -> torch.device:
@@ -140,7 +225,7 @@ class Views:
 
     def __init__(self, features: FeatureStore, device: torch.device, memory_mb: int) -> None:
         self.features, self.device, self.most = features, device, memory_mb * 1_000_000
-        self.loaded = 0  # how often features were read
+        self.read = 0  # how often features were read
         self._held: OrderedDict[str, Features] = OrderedDict()
         self._bytes = 0
 
@@ -148,69 +233,53 @@ class Views:
         """Of an image. Raises InputError where there are none, or they are damaged."""
         if name not in self._held:
             found = self.features.get(name).to(self.device)
-            self.loaded += 1
+            self.read += 1
             self._held[name] = found
             self._bytes += _bytes_of(found)
-            while self._bytes > self.most and len(self._held) > 2:
+            while self._bytes > self.most and len(self._held) > 1:
                 self._bytes -= _bytes_of(self._held.popitem(last=False)[1])
         self._held.move_to_end(name)
         return self._held[name]
 
 
-class _Writer:
-    """What waits to be written."""
-
-    def __init__(self, store: MatchStore, features: FeatureStore) -> None:
-        self.store, self.features = store, features
-        self._waiting: dict[Pair, PairMatches] = {}
-        self._written_s = time.monotonic()
-
-    def add(self, matched: dict[Pair, PairMatches]) -> None:
-        """Keep them until there are enough for a part."""
-        self._waiting |= matched
-        if time.monotonic() - self._written_s > SECONDS_A_PART:
-            self.write()
-
-    def write(self) -> None:
-        """One part of what waits."""
-        if self._waiting:
-            names = {name for pair in self._waiting for name in pair}
-            self.store.add(self._waiting, {name: self.features.digest(name) or "" for name in names})
-        self._waiting, self._written_s = {}, time.monotonic()
+def _batches(
+    pairs: Sequence[Pair], count: Callable[[str], int], most_keypoints: int, most_pairs: int | None
+) -> Iterator[list[Pair]]:
+    """Runs of pairs with at most so many keypoints and pairs; a larger pair comes alone."""
+    batch: list[Pair] = []
+    total = 0
+    for pair in pairs:
+        keypoints = count(pair[0]) + count(pair[1])
+        if batch and (total + keypoints > most_keypoints or len(batch) == most_pairs):
+            yield batch
+            batch, total = [], 0
+        batch.append(pair)
+        total += keypoints
+    if batch:
+        yield batch
 
 
-def _missing(pairs: Sequence[Pair], features: FeatureStore, store: MatchStore, result: Matched) -> list[list[Pair]]:
-    """The pairs that are to be matched, in chunks; the others are counted in the result.
-
-    Chunks are made of all pairs, so that a run that goes on has the batches that it would have had.
-    """
-    todo = []
-    seen: set[frozenset[str]] = set()
-    for chunk in chunks_of(pairs, PAIRS_A_CHUNK):
-        left = []
-        for pair in chunk:
-            if frozenset(pair) in seen:
-                continue
-            seen.add(frozenset(pair))
-            digests = [features.digest(name) for name in pair]
-            if lacking := [name for name in pair if name not in features]:
-                result.problems[pair] = f"there are no features of {' and '.join(map(repr, lacking))}"
-            elif pair[0] == pair[1]:
-                result.problems[pair] = "an image was paired with itself"
-            elif store.digests(pair) == tuple(digests) or store.digests((pair[1], pair[0])) == tuple(digests[::-1]):
-                result.reused += 1
-            else:
-                left.append(pair)
-        todo.append(left)
-    return todo
+def _to_and_fro(row: int, column: int) -> tuple[int, int]:
+    """Of blocks: rows one after another, every other one backwards, so that neighbours share a block."""
+    return row, column if row % 2 == 0 else -column
 
 
-def _matched(batch: dict[Pair, tuple[Features, Features]], matcher: Matcher) -> dict[Pair, PairMatches]:
-    if not batch:
-        return {}
-    views0, views1 = ([both[view] for both in batch.values()] for view in (0, 1))
-    found = matcher.match_many(views0, views1)
-    return {pair: PairMatches.of(one) for pair, one in zip(batch, found, strict=True)}
+def _places(pairs: Collection[Pair]) -> dict[str, int]:
+    """A place for each image, near those of the images that it is paired with (Cuthill and McKee 1969)."""
+    neighbours: dict[str, set[str]] = {}
+    for one, other in pairs:
+        neighbours.setdefault(one, set()).add(other)
+        neighbours.setdefault(other, set()).add(one)
+    place: dict[str, int] = {}
+    for start in sorted(neighbours, key=lambda name: (len(neighbours[name]), name)):
+        waiting = deque([start])
+        while waiting:
+            name = waiting.popleft()
+            if name not in place:
+                place[name] = len(place)
+                new = (other for other in neighbours[name] if other not in place)
+                waiting.extend(sorted(new, key=lambda other: (len(neighbours[other]), other)))
+    return place
 
 
 def _bytes_of(features: Features) -> int:

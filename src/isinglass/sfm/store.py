@@ -7,7 +7,7 @@ hloc has it:
     matches   /<image 0>/<image 1>/matches0 (N0,) int32, -1 = none, matching_scores0 (N0,) float32; in the names of the
               groups each "/" is "-"
     file      attributes: `schema`, `signature`, `settings`, what the records depend on beside the images, and `index`:
-              of features name and digest of the image; of matches both names, both digests, layers run
+              of features name and digest of the image, and how many; of matches both names, both digests, layers run
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ class FeatureStore(Records[str]):
             fields = feature_fields(one, half=self.half)
             _checked(fields, name)
             fields["descriptors"] = np.ascontiguousarray(fields["descriptors"].T)
-            records.append(((name, (digests or {}).get(name, "")), fields))
+            row = name, (digests or {}).get(name, ""), str(len(fields["scores"]))
+            records.append((row, fields))
         self._add(records)
 
     def get(self, name: str) -> Features:
@@ -78,6 +79,11 @@ class FeatureStore(Records[str]):
     def keypoints(self, name: str) -> np.ndarray:
         """(N, 2) float32 px, without reading the descriptors. Raises InputError likewise."""
         return self._read(name, ("keypoints",))["keypoints"]
+
+    def count(self, name: str) -> int:
+        """How many keypoints an image has, without reading them; 0 where there are no features."""
+        row = self._row(name)
+        return 0 if row is None else int(row[2])
 
     def digest(self, name: str) -> str | None:
         """What the features were made of, as `add` was told; None where there are none."""

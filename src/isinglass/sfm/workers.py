@@ -1,0 +1,190 @@
+"""Matching by several processes of one machine: as many cores each as there are for it, or a GPU each.
+
+The process that starts them hands out chunks, takes what they find batch by batch, and alone writes. A worker that dies
+loses the batch that it was at: another takes the rest of its chunk. Workers end when the process that started them
+does, however that ends.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import torch
+
+from isinglass.errors import InputError, IsinglassError
+from isinglass.files import PathLike
+from isinglass.models import best_device, load_matcher
+from isinglass.ops.linear import compute_dtype
+from isinglass.options import Options
+from isinglass.sfm.extraction import Tell
+from isinglass.sfm.matching import Chunk, Matched, MatchRun, Views, match_chunk, settings_of
+from isinglass.sfm.store import FeatureStore, Pair
+
+TRIES = 3  # of a chunk
+
+
+def match_with_workers(
+    features_path: PathLike,
+    pairs: Sequence[Pair],
+    matches_path: PathLike,
+    options: Options,
+    *,
+    workers: int,
+    devices: Sequence[str] | None = None,
+    memory_mb: int = 1000,
+    tell: Tell = lambda done, of: None,
+) -> Matched:
+    """What `match_stored` does, by so many processes, with the same result; the matcher is that of the options.
+
+    A pair of a chunk that three workers died at is a problem, and the others are done.
+
+    devices    of the workers, in turn; None = that of the options, or all GPUs there are, or the CPU
+    memory_mb  MB of features that all of them hold together
+
+    Raises InputError and WriteError as `match_stored` does, WeightsError where weights cannot be had, IsinglassError
+    where workers cannot be started. A script that calls it needs `if __name__ == "__main__":`.
+    """
+    if workers < 1:
+        raise InputError(f"workers is {workers}; expected at least 1")
+    places = list(devices or _devices(options))
+    features = FeatureStore(features_path)
+    settings = _settings(options, places[0], features)
+    with MatchRun(features, pairs, matches_path, settings=settings, tell=tell) as run:
+        team = _Team(run, features_path, options, max(1, memory_mb // workers))
+        try:
+            for i in range(min(workers, len(run.chunks))):
+                team.start(places[i % len(places)], max(1, torch.get_num_threads() // workers))
+            team.work()
+        finally:
+            team.stop()
+    return run.result
+
+
+@dataclass(eq=False)
+class _Worker:
+    process: Any
+    connection: Connection
+    device: str
+    threads: int
+    chunk: Chunk | None = None  # what it is at
+
+
+class _Team:
+    """The workers of a run."""
+
+    def __init__(self, run: MatchRun, features_path: PathLike, options: Options, memory_mb: int) -> None:
+        self.run, self.features_path, self.options, self.memory_mb = run, features_path, options, memory_mb
+        self.waiting = deque(run.chunks)
+        self.workers: list[_Worker] = []
+        self._died: dict[int, int] = {}  # id of a chunk -> how many workers died at it; 0 = of none
+        self._spawn = multiprocessing.get_context("spawn")
+
+    def start(self, device: str, threads: int) -> None:
+        """One more worker, which says when it is ready."""
+        ours, theirs = self._spawn.Pipe()
+        arguments = theirs, self.features_path, replace(self.options, device=device), threads, self.memory_mb
+        process = self._spawn.Process(target=_serve, args=arguments, daemon=True)
+        process.start()
+        theirs.close()  # so that its end is seen here
+        self.workers.append(_Worker(process, ours, device, threads))
+
+    def work(self) -> None:
+        """Until all chunks are done."""
+        while self.workers:
+            for connection in wait([one.connection for one in self.workers]):
+                self._hear(next(one for one in self.workers if one.connection is connection))
+
+    def stop(self) -> None:
+        """End all workers."""
+        for one in self.workers:
+            one.connection.close()
+            one.process.terminate()
+        for one in self.workers:
+            one.process.join()
+
+    def _hear(self, worker: _Worker) -> None:
+        try:
+            kind, said = worker.connection.recv()
+        except (EOFError, OSError):
+            self._bury(worker)
+            return
+        if kind == "found":
+            assert worker.chunk is not None
+            worker.chunk.done.update(*said)
+            self.run.take(said)
+            return
+        if kind == "failed":
+            self._failed(worker.chunk, said)
+        self._hand_out(worker)
+
+    def _hand_out(self, worker: _Worker) -> None:
+        worker.chunk = self.waiting.popleft() if self.waiting else None
+        if worker.chunk is not None:
+            worker.connection.send(worker.chunk)
+            return
+        self.workers.remove(worker)
+        worker.connection.close()  # which ends it
+        worker.process.join()
+
+    def _bury(self, worker: _Worker) -> None:
+        """Of a worker that died: its chunk goes back, and another one takes its place."""
+        self.workers.remove(worker)
+        worker.connection.close()
+        worker.process.join()
+        self._failed(worker.chunk, f"a worker process ended with {worker.process.exitcode}")
+        if self.waiting:
+            self.start(worker.device, worker.threads)
+
+    def _failed(self, chunk: Chunk | None, why: str) -> None:
+        key = id(chunk) if chunk is not None else 0
+        self._died[key] = self._died.get(key, 0) + 1
+        if chunk is None:
+            if self._died[key] >= TRIES:
+                raise IsinglassError(f"workers end before they begin: {why}. See above, or match with one process")
+        elif self._died[key] < TRIES:
+            self.waiting.append(chunk)
+        else:
+            left = [pair for pair in chunk.pairs if pair not in chunk.done]
+            self.run.take(({}, dict.fromkeys(left, f"{TRIES} workers failed at these pairs: {why}")))
+
+
+def _serve(connection: Connection, features_path: PathLike, options: Options, threads: int, memory_mb: int) -> None:
+    """A worker: chunks come, what is found goes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started it is told, and ends it
+    torch.set_num_threads(threads)
+    device = torch.device(options.device or "cpu")
+    try:
+        matcher = load_matcher(options, device)
+        views = Views(FeatureStore(features_path), device, memory_mb)
+        connection.send(("ready", None))
+        while True:
+            chunk: Chunk = connection.recv()
+            try:
+                for found in match_chunk(views, chunk, matcher):
+                    connection.send(("found", found))
+                connection.send(("done", None))
+            except (RuntimeError, InputError, MemoryError) as error:
+                connection.send(("failed", str(error)))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return  # nobody listens any more
+
+
+def _devices(options: Options) -> list[str]:
+    if options.device is not None:
+        return [options.device]
+    best = best_device()
+    return [f"cuda:{i}" for i in range(torch.cuda.device_count())] if best == "cuda" else [best]
+
+
+def _settings(options: Options, device: str, features: FeatureStore) -> str:
+    """Of the matcher as it will be on the device, which is left to the workers."""
+    matcher: Any = load_matcher(options, torch.device("cpu"))
+    if hasattr(matcher, "compute_dtype"):
+        matcher.compute_dtype = compute_dtype(options.precision, torch.device(device))
+    return settings_of(matcher, features.settings)
