@@ -1,91 +1,65 @@
-"""Which images look alike: one vector an image, of its local features, whose dot products are similarities.
-
-VLAD (Jegou et al., CVPR 2010): each descriptor is assigned to the nearest word of a vocabulary, and what it differs
-from that by is summed word by word. Differences count as unit vectors (Delhumeau et al., ACM MM 2013), and so do the
-sums (Arandjelovic and Zisserman, CVPR 2013, section 3.1), so that neither far descriptors nor repeated ones prevail.
-The vocabulary is learnt from the set itself; no weights are needed.
-
-Legend: N descriptors of an image, D channels, W words, I images, V = W D numbers of a vector.
-"""
+"""Which images look alike: a vector of each (`sfm.vlad`), and an index of them. Similarities are dot products."""
 
 from __future__ import annotations
 
-import hashlib
-import io
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from isinglass.errors import InputError, MissingExtra
+from isinglass.errors import InputError
 from isinglass.files.atomic import PathLike, write_atomically
 from isinglass.sfm.pairs import in_order
 from isinglass.sfm.store import FeatureStore, Pair
+from isinglass.sfm.vlad import Vocabulary, faiss_module, learn_vocabulary, unit
 from isinglass.types import Features, Signature
 
 SCHEMA = "isinglass retrieval 1"
-SAMPLED_IMAGES = 2000  # at most, that a vocabulary is learnt from
-SAMPLED_A_WORD = 1000  # descriptors, at most
-LEAST_A_WORD = 16  # fewer descriptors make fewer words
-ITERATIONS = 25  # of k-means
-_ROWS = 4096  # of vectors compared at once
+EXPANDED_BY = 5  # images that a query takes on: average query expansion (Chum et al., ICCV 2007), weighted
+FLAT = 50_000  # images that are compared one by one; of more those in the cells nearest to a query are
+CELLS_SEEN = 32
+_ROWS = 4096  # of vectors at once
+_SAVED_EVERY_S, _SAVED_EVERY = 60.0, 1000  # s, images
 Tell = Callable[[int, int], None]
 
 
-class Retrieval:
-    """The vectors of images, and what makes them. `learn` or `load` gives one.
+class Found(NamedTuple):
+    """Of one query: places of images (K,) int64, the most similar first, and their similarities (K,) float32."""
 
-    signature   whose features it describes; those of another are an InputError
-    vocabulary  (W, D) float32
-    names       of the images added, in the order that they were
-    vectors     (I, V) float16, of unit length, or 0 of an image without features
+    places: np.ndarray
+    similarities: np.ndarray
+
+
+class Retrieval:
+    """The vectors of images, and the vocabulary that makes them. `learn` or `load` gives one.
+
+    names    of the images added, sorted
+    vectors  (I, R) float16, of unit length, or 0 of an image without keypoints
     """
 
-    def __init__(self, signature: Signature, vocabulary: np.ndarray) -> None:
-        self.signature, self.vocabulary = signature, np.ascontiguousarray(vocabulary, np.float32)
-        self.names: list[str] = []
-        self.vectors = np.zeros((0, self.vocabulary.size), np.float16)
-        self._digests: list[str] = []
-        self._place: dict[str, int] = {}
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+        self._take([], [], np.zeros((0, vocabulary.size), np.float16))
 
     @classmethod
     def learn(
         cls,
         features: FeatureStore,
         *,
-        words: int = 64,
+        words: int | None = None,
+        dimensions: int | None = None,
         seed: int = 0,
         tell: Tell = lambda done, of: None,
     ) -> Retrieval:
-        """With a vocabulary of so many words for the descriptors of these images, and no images as yet.
-
-        The same features and seed give the same words. Of large sets a sample is read: memory is bounded. Fewer words
-        come of few descriptors. Raises InputError where there are none at all, MissingExtra without faiss.
-        """
-        if words < 1:
-            raise InputError(f"words is {words}; expected at least 1")
-        rng = np.random.default_rng(seed)
-        sample_SD = _sample(features, words * SAMPLED_A_WORD, rng, tell)
-        if not len(sample_SD):
-            raise InputError(f"the {len(features)} images of {str(features.path)!r} have no keypoints to learn from")
-        words = max(min(words, len(sample_SD) // LEAST_A_WORD), 1)
-        faiss = faiss_module()
-        means = faiss.Kmeans(
-            sample_SD.shape[1],
-            words,
-            niter=ITERATIONS,
-            seed=seed + 1,
-            min_points_per_centroid=1,
-            max_points_per_centroid=SAMPLED_A_WORD,
-        )
-        means.train(sample_SD)
-        return cls(features.signature, means.centroids)
+        """With a vocabulary of the images of a store, and no images as yet. See `vlad.learn_vocabulary`."""
+        return cls(learn_vocabulary(features, words=words, dimensions=dimensions, seed=seed, tell=tell))
 
     @property
-    def vocabulary_id(self) -> str:
-        """12 hex digits: vectors of two vocabularies cannot be compared."""
-        return hashlib.sha256(str(self.signature).encode() + self.vocabulary.tobytes()).hexdigest()[:12]
+    def signature(self) -> Signature:
+        """Whose features it describes; those of another are an InputError."""
+        return self.vocabulary.signature
 
     def __contains__(self, name: object) -> bool:
         return name in self._place
@@ -94,55 +68,58 @@ class Retrieval:
         return len(self.names)
 
     def describe(self, features: Features) -> np.ndarray:
-        """(V,) float32 of unit length; 0 without keypoints. Raises InputError for features of another signature."""
-        if features.signature != self.signature:
-            raise InputError(f"features of {features.signature} came; this retrieval was learnt of {self.signature}")
-        if len(features) != 1 or features.mask is not None:
-            raise InputError(f"features are a batch of {len(features)} or padded; expected one image's (use f[i])")
-        descriptors_ND = _unit_descriptors(features)
-        if descriptors_ND.shape[1] != self.vocabulary.shape[1]:
-            raise InputError(f"descriptors have {descriptors_ND.shape[1]} channels, words {self.vocabulary.shape[1]}")
-        return vlad(descriptors_ND, self.vocabulary).ravel()
+        """(R,) float32 of unit length; 0 without keypoints. Raises InputError for features of another signature."""
+        return self.vocabulary.describe(features)
 
     def add(
         self,
         features: FeatureStore,
         names: Iterable[str] | None = None,
         *,
+        save: PathLike | None = None,
         tell: Tell = lambda done, of: None,
     ) -> Retrieval:
         """Add images of a store, all if no names are given; those that are there with the same digest stay. Gives self.
 
+        save  where to save now and then if it takes long, so that a killed run goes on from there
+
         Raises InputError for a store of another signature, or a name that it does not have.
         """
         wanted = list(features if names is None else names)
-        todo = [name for name in wanted if self._is_new(name, features.digest(name))]
-        vectors = np.zeros((len(todo), self.vectors.shape[1]), np.float16)
+        todo = [name for name in wanted if not self._has(name, features.digest(name))]
+        made: list[np.ndarray] = []
+        first, saved_at = 0, time.monotonic()
         for i, name in enumerate(todo):
-            vectors[i] = self.describe(features.get(name))
+            made.append(self.describe(features.get(name)).astype(np.float16))
             tell(len(wanted) - len(todo) + i + 1, len(wanted))
-        again = set(todo) & set(self.names)
-        kept = [i for i, name in enumerate(self.names) if name not in again]
-        self.vectors = np.concatenate([self.vectors[kept], vectors])
-        self._digests = [self._digests[i] for i in kept] + [features.digest(name) or "" for name in todo]
-        self.names = [self.names[i] for i in kept] + todo
-        self._place = {name: i for i, name in enumerate(self.names)}
+            is_time = len(made) >= _SAVED_EVERY and time.monotonic() - saved_at > _SAVED_EVERY_S
+            if i + 1 == len(todo) or (save is not None and is_time):
+                done = todo[first : i + 1]
+                self._join(done, [features.digest(one) or "" for one in done], np.stack(made))
+                if save is not None:
+                    self.save(save)
+                made, first, saved_at = [], i + 1, time.monotonic()
         return self
 
     def query(
-        self, image: Features | np.ndarray, count: int, *, among: Sequence[str] | None = None
+        self, image: Features | np.ndarray, count: int, *, among: Sequence[str] | None = None, expand: bool = True
     ) -> list[tuple[str, float]]:
-        """The `count` images most like one, given by its features or its vector (V,), best first, and how alike.
+        """The `count` images most like one, given by its features or its vector (R,), best first, and how alike.
 
-        Similarities are cosines. `among` restricts to some of the images. Without keypoints nothing is alike.
+        among   some of the images, to look among only these
+        expand  look for what is like the query and its nearest images together; similarities are cosines of that
+
+        Without keypoints nothing is alike.
         """
-        vector_V = self.describe(image) if isinstance(image, Features) else np.asarray(image, np.float32)
-        if vector_V.shape != (self.vectors.shape[1],):
-            raise InputError(f"a vector has shape {vector_V.shape}; expected ({self.vectors.shape[1]},)")
-        if not vector_V.any():
+        vector_R = self.describe(image) if isinstance(image, Features) else np.asarray(image, np.float32)
+        if vector_R.shape != (self.vocabulary.size,):
+            raise InputError(f"a vector has shape {vector_R.shape}; expected ({self.vocabulary.size},)")
+        rows = None if among is None else self._rows(among)
+        if not vector_R.any():
             return []
-        ((places, similarities),) = self._search(vector_V[None], count, among)
-        return [(self.names[i], float(s)) for i, s in zip(places, similarities, strict=True)]
+        queries_1R = self._expanded(vector_R[None], None, rows) if expand else vector_R[None]
+        (found,) = self._search(queries_1R, count, rows)
+        return [(self.names[i], float(s)) for i, s in zip(found.places, found.similarities, strict=True)]
 
     def pairs(
         self,
@@ -152,129 +129,134 @@ class Retrieval:
         among: Sequence[str] | None = None,
         least_similarity: float = -1.0,
         apart: int = 0,
+        expand: bool = True,
     ) -> list[Pair]:
-        """Each of the images `names` (None = all) with the `count` that are most like it.
+        """Each of the images `names` (None = all) with the `count` that are most like it. See `sfm.pairs`.
 
         among             they are looked for among these; None = all
         least_similarity  of a pair, cosine
-        apart             only images count whose places in `self.names` differ by more: for loops of a sequence
+        apart             only images count that are more places later or earlier in `names`: for loops of a sequence
+        expand            as for `query`
 
-        Pairs are in the order of `self.names`. Images without keypoints are in none.
+        Images without keypoints are in no pair.
         """
         wanted = self.names if names is None else list(names)
-        if unknown := [name for name in wanted if name not in self]:
-            raise InputError(f"{unknown[0]!r} has not been added to this retrieval, which has {len(self)} images")
+        queried, rows = self._rows(wanted), None if among is None else self._rows(among)
+        sequence_I = np.full(len(self), -(len(self) + apart + 1))  # far from all, if not of the sequence
+        sequence_I[queried] = np.arange(len(wanted))
         found: list[Pair] = []
         for start in range(0, len(wanted), _ROWS):
-            rows = [self._place[name] for name in wanted[start : start + _ROWS]]
-            nearest = self._search(self.vectors[rows].astype(np.float32), count + 1 + 2 * apart, among)
-            for row, (places, similarities) in zip(rows, nearest, strict=True):
-                if not self.vectors[row].any():
-                    continue
-                good = (np.abs(places - row) > apart) & (similarities >= least_similarity)
-                good &= self.vectors[places].any(axis=1)
-                found += [(self.names[row], self.names[i]) for i in places[good][:count]]
-        return in_order(found, self.names)
+            block = queried[start : start + _ROWS]
+            queries_QR = self.vectors[block].astype(np.float32)
+            if expand:
+                queries_QR = self._expanded(queries_QR, block, rows)
+            for row, one in zip(block, self._search(queries_QR, count + 1 + 2 * apart, rows), strict=True):
+                far = np.abs(sequence_I[one.places] - sequence_I[row]) > apart
+                good = far & (one.places != row) & (one.similarities >= least_similarity) & self._filled[one.places]
+                if self._filled[row]:
+                    found += [(self.names[row], self.names[i]) for i in one.places[good][:count]]
+        listed = set(wanted)
+        return in_order(found, [*wanted, *(name for name in self.names if name not in listed)])
 
     def save(self, path: PathLike) -> None:
         """As .npz. Raises WriteError where it cannot be written."""
-        buffer = io.BytesIO()
-        np.savez(
-            buffer,
-            schema=np.array(SCHEMA),
-            signature=np.array(str(self.signature)),
-            vocabulary=self.vocabulary,
-            vocabulary_id=np.array(self.vocabulary_id),
-            names=np.array(self.names, dtype=np.str_),
-            digests=np.array(self._digests, dtype=np.str_),
-            vectors=self.vectors,
-        )
-        with write_atomically(path) as temporary:
-            temporary.write_bytes(buffer.getvalue())
+        v = self.vocabulary
+        fields: dict[str, Any] = {"schema": SCHEMA, "signature": str(v.signature), "vocabulary": v.digest}
+        fields |= {"words": v.words, "vectors": self.vectors}
+        fields |= {} if v.axes is None else {"mean": v.mean, "axes": v.axes}
+        fields |= {"names": np.array(self.names, np.str_), "digests": np.array(self._digests, np.str_)}
+        with write_atomically(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **fields)
 
     @classmethod
-    def load(cls, path: PathLike) -> Retrieval:
-        """What `save` wrote. Raises InputError where the file is missing, damaged, or of another kind or version."""
+    def load(cls, path: PathLike, signature: Signature | None = None) -> Retrieval:
+        """What `save` wrote. Raises InputError where the file is missing, damaged, of another version or signature."""
         try:
             with np.load(Path(path), allow_pickle=False) as archive:
                 fields = {name: archive[name] for name in archive.files}
             if fields["schema"].item() != SCHEMA:
                 raise ValueError(f"its schema is {fields['schema'].item()!r}, expected {SCHEMA!r}")
-            made = cls(Signature.parse(fields["signature"].item()), fields["vocabulary"])
-            made._take(fields)
+            maker, axes = Signature.parse(fields["signature"].item()), fields.get("axes")
+            made = cls(Vocabulary(signature=maker, words=fields["words"], mean=fields.get("mean"), axes=axes))
+            if fields["vocabulary"].item() != made.vocabulary.digest:
+                raise ValueError("its vocabulary is not the one that its vectors were made with")
+            made._take(fields["names"].tolist(), fields["digests"].tolist(), fields["vectors"])
         except Exception as error:
             raise InputError(
                 f"{str(path)!r} cannot be read as a retrieval ({error}). Delete it and make it again with this version"
             ) from error
+        if signature is not None and made.signature != signature:
+            raise InputError(f"{str(path)!r} is of {made.signature}, expected {signature}. Choose another file")
         return made
 
-    def _take(self, fields: dict[str, np.ndarray]) -> None:
-        self.names, self._digests = fields["names"].tolist(), fields["digests"].tolist()
-        self.vectors = fields["vectors"]
-        self._place = {name: i for i, name in enumerate(self.names)}
-        if self.vectors.shape != (len(self.names), self.vocabulary.size) or len(self._digests) != len(self.names):
-            raise ValueError(f"it has {len(self.names)} names and vectors {self.vectors.shape}")
-        if fields["vocabulary_id"].item() != self.vocabulary_id:
-            raise ValueError("its vocabulary is not the one that its vectors were made with")
+    # --- what is kept
 
-    def _is_new(self, name: str, digest: str | None) -> bool:
-        return name not in self or not digest or self._digests[self._place[name]] != digest
+    def _take(self, names: list[str], digests: list[str], vectors: np.ndarray) -> None:
+        if vectors.shape != (len(names), self.vocabulary.size) or len(digests) != len(names) or names != sorted(names):
+            raise ValueError(f"it has {len(names)} names, {len(digests)} digests and vectors {vectors.shape}")
+        self.names, self._digests, self.vectors = names, digests, vectors
+        self._place = {name: i for i, name in enumerate(names)}
+        self._filled = vectors.any(axis=1)
+        self._index: Any = None
 
-    def _search(
-        self, queries_QV: np.ndarray, count: int, among: Sequence[str] | None
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """For each query the places of the most similar images, best first, and their similarities."""
-        rows = np.arange(len(self)) if among is None else np.array([self._place[name] for name in among], np.int64)
-        blocks = [rows[start : start + _ROWS] for start in range(0, len(rows), _ROWS)]
-        similar_QI = np.concatenate(
-            [np.zeros((len(queries_QV), 0), np.float32)]
-            + [queries_QV @ self.vectors[block].astype(np.float32).T for block in blocks],
-            axis=1,
-        )
-        order_QK = np.argsort(-similar_QI, axis=1, kind="stable")[:, :count]
-        return [(rows[order], similar[order]) for order, similar in zip(order_QK, similar_QI, strict=True)]
+    def _join(self, names: list[str], digests: list[str], vectors: np.ndarray) -> None:
+        again = set(names)
+        kept = [i for i, name in enumerate(self.names) if name not in again]
+        all_names = [self.names[i] for i in kept] + names
+        all_digests = [self._digests[i] for i in kept] + digests
+        order = sorted(range(len(all_names)), key=all_names.__getitem__)
+        joined = np.concatenate([self.vectors[kept], vectors])[order]
+        self._take([all_names[i] for i in order], [all_digests[i] for i in order], joined)
 
+    def _has(self, name: str, digest: str | None) -> bool:
+        return name in self and bool(digest) and self._digests[self._place[name]] == digest
 
-def vlad(descriptors: np.ndarray, vocabulary: np.ndarray) -> np.ndarray:
-    """(W, D) float32 of descriptors (N, D) and words (W, D); of unit length as a whole, or 0."""
-    nearest_N = np.argmax(descriptors @ vocabulary.T - (vocabulary**2).sum(axis=1) / 2, axis=1)
-    is_word_WN = (nearest_N == np.arange(len(vocabulary))[:, None]).astype(np.float32)
-    return _unit(_unit(is_word_WN @ _unit(descriptors - vocabulary[nearest_N])).ravel()).reshape(vocabulary.shape)
+    def _rows(self, names: Sequence[str]) -> np.ndarray:
+        if unknown := [name for name in names if name not in self]:
+            raise InputError(f"{unknown[0]!r} has not been added to this retrieval, which has {len(self)} images")
+        return np.array([self._place[name] for name in names], np.int64)
 
+    # --- the index
 
-def faiss_module() -> Any:
-    """Raises MissingExtra without it."""
-    try:
-        import faiss
-    except ImportError as error:
-        raise MissingExtra("faiss-cpu", "maps") from error
-    return faiss
+    def _expanded(self, queries_QR: np.ndarray, own: np.ndarray | None, rows: np.ndarray | None) -> np.ndarray:
+        """The queries, and of what is nearest to each as much as it is alike; `own`: the places of the queries."""
+        expanded_QR = queries_QR.copy()
+        for i, found in enumerate(self._search(queries_QR, EXPANDED_BY + 1, rows)):
+            taken = (found.similarities > 0) & (True if own is None else found.places != own[i])
+            places, weights = found.places[taken][:EXPANDED_BY], found.similarities[taken][:EXPANDED_BY]
+            expanded_QR[i] += weights @ self.vectors[places].astype(np.float32)
+        return unit(expanded_QR)
 
+    def _search(self, queries_QR: np.ndarray, count: int, rows: np.ndarray | None) -> list[Found]:
+        """For each query the most similar images, among `rows`; of equals those first that come first."""
+        if rows is None:
+            index = self._built()
+            similar_QK, places_QK = index.search(np.ascontiguousarray(queries_QR), max(min(count, len(self)), 1))
+        else:
+            blocks = [rows[start : start + _ROWS] for start in range(0, len(rows), _ROWS)]
+            parts = [queries_QR @ self.vectors[block].astype(np.float32).T for block in blocks]
+            all_QK = np.concatenate([np.zeros((len(queries_QR), 0), np.float32), *parts], axis=1)
+            best_QK = np.argsort(-all_QK, axis=1, kind="stable")[:, :count]
+            similar_QK, places_QK = np.take_along_axis(all_QK, best_QK, axis=1), rows[best_QK]
+        found = []
+        for similarities, places in zip(similar_QK, places_QK, strict=True):
+            order = np.lexsort((places, -similarities))
+            order = order[places[order] >= 0][:count]
+            found.append(Found(places[order], similarities[order]))
+        return found
 
-def _unit(values: np.ndarray) -> np.ndarray:
-    """Along the last axis of length 1, where it is not 0."""
-    length = np.linalg.norm(values, axis=-1, keepdims=True)
-    return values / np.where(length > 0, length, 1)
-
-
-def _unit_descriptors(features: Features) -> np.ndarray:
-    """(N, D) float32; SIFT as RootSIFT, whose Euclidean distance is Hellinger's (CVPR 2012)."""
-    descriptors_ND = features.descriptors[0].detach().float().cpu().numpy()
-    if features.signature.descriptors == "sift":
-        descriptors_ND = np.sqrt(np.maximum(descriptors_ND, 0))
-        return _unit(descriptors_ND)
-    return _unit(descriptors_ND)
-
-
-def _sample(features: FeatureStore, most: int, rng: np.random.Generator, tell: Tell) -> np.ndarray:
-    """(S, D) float32, up to `most` descriptors of up to SAMPLED_IMAGES images, as many of each."""
-    names = list(features)
-    chosen = sorted(rng.choice(len(names), min(len(names), SAMPLED_IMAGES), replace=False).tolist())
-    parts = [np.zeros((0, 1), np.float32)]
-    for done, place in enumerate(chosen, start=1):
-        descriptors_ND = _unit_descriptors(features.get(names[place]))
-        count = min(len(descriptors_ND), -(-most // len(chosen)))
-        parts.append(descriptors_ND[np.sort(rng.choice(len(descriptors_ND), count, replace=False))])
-        tell(done, len(chosen))
-    filled = [part for part in parts if len(part)] or parts[:1]
-    return np.ascontiguousarray(np.concatenate(filled)[:most])
+    def _built(self) -> Any:
+        """The index of all vectors: flat up to FLAT images, else in cells, four times the root of their number."""
+        if self._index is None:
+            faiss, size = faiss_module(), self.vocabulary.size
+            self._index = faiss.IndexFlatIP(size)
+            if len(self) > FLAT:
+                cells = int(4 * len(self) ** 0.5)
+                half, inner = faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
+                self._index = faiss.IndexIVFScalarQuantizer(faiss.IndexFlatIP(size), size, cells, half, inner)
+                self._index.nprobe = CELLS_SEEN
+                sample = np.random.default_rng(0).choice(len(self), min(len(self), 64 * cells), replace=False)
+                self._index.train(self.vectors[np.sort(sample)].astype(np.float32))
+            for start in range(0, len(self), _ROWS):
+                self._index.add(self.vectors[start : start + _ROWS].astype(np.float32))
+        return self._index
