@@ -8,15 +8,17 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from isinglass.errors import InputError
 from isinglass.files import PathLike
 from isinglass.images import IMAGE_SUFFIXES
 from isinglass.pipeline import Pipeline
-from isinglass.sfm.store import FeatureStore
+from isinglass.sfm.store import FeatureStore, check_name
 from isinglass.types import Features
 
 Tell = Callable[[int, int], None]  # done, of
@@ -82,58 +84,80 @@ def extract_images(
 
     Raises InputError for a store of another extractor or settings, WriteError where the store cannot be written.
     """
-    names = list(dict.fromkeys(names))
     with FeatureStore(store_path, pipeline.extractor.signature, feature_settings(pipeline)) as store:
-        run = _Run(store, Path(photos), None if masks is None else Path(masks), len(names), tell)
-        todo: list[tuple[str, str]] = []
-        for features in pipeline.extract_each(run.sources(names, todo)):
-            run.finish(*todo.pop(0), features)
-        run.write()
+        run = Extraction(store, Path(photos), None if masks is None else Path(masks), names, tell)
+        todo: deque[Missing] = deque()
+        try:
+            for features in pipeline.extract_each(_sources(run.missing(), todo)):
+                run.finish(todo.popleft(), features)
+        finally:
+            run.write()
         store.merge()
-    return Filled(made=run.made, reused=len(names) - run.made - len(run.problems), problems=run.problems)
+    return run.filled()
 
 
-class _Run:
-    """One run over photos: what waits to be written, and what is said of it."""
+class Missing(NamedTuple):
+    """A photo that is to be extracted."""
 
-    def __init__(self, store: FeatureStore, photos: Path, masks: Path | None, count: int, tell: Tell) -> None:
-        self.store, self.photos, self.masks, self.count, self.tell = store, photos, masks, count, tell
+    name: str
+    digest: str  # of photo and mask
+    photo: Path
+    mask: Path | None
+
+
+class Extraction:
+    """The book of one run over photos: what is missing, by whom ever it is extracted, and what waits to be written."""
+
+    def __init__(self, store: FeatureStore, photos: Path, masks: Path | None, names: Sequence[str], tell: Tell) -> None:
+        self.store, self.photos, self.masks, self.tell = store, photos, masks, tell
+        self.names = list(dict.fromkeys(names))
         self.problems: dict[str, str] = {}
-        self.made = self.done = 0
+        self.made = self.reused = 0
         self._waiting: dict[str, Features] = {}
         self._digests: dict[str, str] = {}
         self._written_s = time.monotonic()
 
-    def sources(self, names: Iterable[str], todo: list[tuple[str, str]]) -> Iterator[tuple[Path, Path | None]]:
-        """Photo and mask of all that are to be made; their names and digests are put at the end of `todo`."""
-        for name in names:
+    def missing(self) -> Iterator[Missing]:
+        """The photos that are not in the store with these contents; those that cannot be read are problems."""
+        for name in self.names:
             photo, mask = self.photos / name, self._mask(name)
             try:
+                check_name(name)
                 digest = "+".join(_sha256(file) for file in (photo, mask) if file is not None)
-            except OSError as error:
-                self._problem(name, f"{str(photo)!r} or its mask cannot be read ({error})")
+            except (OSError, InputError) as error:
+                self._problem(name, f"{name!r} or its mask cannot be read ({error})")
                 continue
             if self.store.digest(name) == digest:
-                self._one_done()
-                continue
-            todo.append((name, digest))
-            yield photo, mask
+                self.reused += 1
+                self._tell()
+            else:
+                yield Missing(name, digest, photo, mask)
 
-    def finish(self, name: str, digest: str, features: Features | InputError) -> None:
-        """Keep the features until there are enough for a part."""
+    def finish(self, one: Missing, features: Features | InputError) -> None:
+        """Keep the features until there are enough for a part. Raises WriteError where that cannot be written."""
+        if not isinstance(features, InputError):
+            features = features.to("cpu")
+            try:
+                self.store.check(one.name, features)
+            except InputError as error:
+                features = error
         if isinstance(features, InputError):
-            self._problem(name, str(features))
+            self._problem(one.name, str(features))
             return
-        self._waiting[name], self._digests[name] = features.to("cpu"), digest
+        self._waiting[one.name], self._digests[one.name] = features, one.digest
         self.made += 1
         if len(self._waiting) >= IMAGES_A_PART or time.monotonic() - self._written_s > SECONDS_A_PART:
             self.write()
-        self._one_done()
+        self._tell()
 
     def write(self) -> None:
         """One part of what waits."""
         self.store.add(self._waiting, self._digests)
         self._waiting, self._digests, self._written_s = {}, {}, time.monotonic()
+
+    def filled(self) -> Filled:
+        """What became of the photos so far."""
+        return Filled(made=self.made, reused=self.reused, problems=self.problems)
 
     def _mask(self, name: str) -> Path | None:
         if self.masks is None:
@@ -142,11 +166,17 @@ class _Run:
 
     def _problem(self, name: str, why: str) -> None:
         self.problems[name] = why
-        self._one_done()
+        self._tell()
 
-    def _one_done(self) -> None:
-        self.done += 1
-        self.tell(self.done, self.count)
+    def _tell(self) -> None:
+        self.tell(self.made + self.reused + len(self.problems), len(self.names))
+
+
+def _sources(missing: Iterable[Missing], todo: deque[Missing]) -> Iterator[tuple[Path, Path | None]]:
+    """Photo and mask of what is missing, which is put at the end of `todo`."""
+    for one in missing:
+        todo.append(one)
+        yield one.photo, one.mask
 
 
 def _sha256(file: Path) -> str:

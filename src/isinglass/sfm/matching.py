@@ -42,12 +42,21 @@ class Matched:
     seconds: float = 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(eq=False)
 class Chunk:
-    """Pairs that are matched one after another; those of `done` need not be, but count when batches are made."""
+    """Pairs of few images that one process matches, batch by batch."""
 
-    pairs: list[Pair]
-    done: set[Pair] = field(default_factory=set)
+    batches: list[list[Pair]]
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """Of all batches."""
+        return [pair for batch in self.batches for pair in batch]
+
+    @property
+    def names(self) -> list[str]:
+        """The images, once each."""
+        return list(dict.fromkeys(name for pair in self.pairs for name in pair))
 
 
 def matching_settings(pipeline: Pipeline, features: FeatureStore | None = None) -> str:
@@ -66,9 +75,17 @@ def settings_of(matcher: Matcher, features: str) -> str:
         "weights": getattr(matcher, "weights_id", "none"),
         "dtype": str(getattr(matcher, "compute_dtype", torch.float32)).removeprefix("torch."),
         "config": {one.name: getattr(config, one.name) for one in fields(config)} if config is not None else {},
-        "features": features,
+        "features": _parsed(features),
     }
     return json.dumps(told, default=repr)
+
+
+def _parsed(text: str) -> object:
+    """What JSON says, or the text where it is none."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def match_stored(
@@ -95,9 +112,10 @@ def match_stored(
     that hloc's layout cannot hold; WriteError where the store cannot be written.
     """
     views = Views(features, device_of(matcher), memory_mb)
-    with MatchRun(features, pairs, matches_path, settings=settings, tell=tell) as run:
+    limits = keypoints_a_batch(matcher), batch_pairs
+    with MatchRun(features, pairs, matches_path, settings=settings, limits=limits, tell=tell) as run:
         for chunk in run.chunks:
-            for found in match_chunk(views, chunk, matcher, batch_pairs=batch_pairs):
+            for found in match_chunk(views.get, chunk, matcher):
                 run.take(found)
     return run.result
 
@@ -107,6 +125,9 @@ class MatchRun:
 
     As a context it writes, in the end and after an error, what was taken, and merges the store if all went well.
     Arguments and errors are as of `match_stored`.
+
+    limits       keypoints and pairs a batch at most, see `keypoints_a_batch`
+    chunk_pairs  pairs a chunk at most
     """
 
     def __init__(
@@ -116,6 +137,8 @@ class MatchRun:
         matches_path: PathLike,
         *,
         settings: str,
+        limits: tuple[int, int | None] = (KEYPOINTS_A_BATCH, None),
+        chunk_pairs: int = PAIRS_A_CHUNK,
         tell: Tell = lambda done, of: None,
     ) -> None:
         self.result = Matched()
@@ -126,13 +149,8 @@ class MatchRun:
         known = self._usable(pairs)
         self._of = len(known) + len(self.result.problems)
         self.store.check_names({name for pair in known for name in pair})
-        self.chunks: list[Chunk] = []
-        for part in chunks_of(known, PAIRS_A_CHUNK):
-            done = {pair for pair in part if self._is_done(pair)}
-            self.result.reused += len(done)
-            if len(done) < len(part):
-                self.chunks.append(Chunk(pairs=part, done=done))
-        self._tell(self._of - sum(len(chunk.pairs) - len(chunk.done) for chunk in self.chunks), self._of)
+        self.chunks = self._missing(chunks_of(known, chunk_pairs), limits)
+        self._tell(self.result.reused + len(self.result.problems), self._of)
 
     def __enter__(self) -> Self:
         return self
@@ -173,29 +191,37 @@ class MatchRun:
                 usable.setdefault(frozenset(pair), pair)
         return list(usable.values())
 
+    def _missing(self, chunks: list[list[Pair]], limits: tuple[int, int | None]) -> list[Chunk]:
+        """What is left of the chunks, in the batches that they have as a whole; the other pairs are counted."""
+        missing = []
+        for chunk in chunks:
+            batches = [
+                [pair for pair in batch if not self._is_done(pair)]
+                for batch in _batches(chunk, self._features.count, *limits)
+            ]
+            missing.append(Chunk([batch for batch in batches if batch]))
+            self.result.reused += len(chunk) - sum(map(len, batches))
+        return [chunk for chunk in missing if chunk.batches]
+
     def _is_done(self, pair: Pair) -> bool:
         digests = self._features.digest(pair[0]), self._features.digest(pair[1])
         there = self.store.digests(pair), self.store.digests((pair[1], pair[0]))
         return there[0] == digests or there[1] == digests[::-1]
 
 
-def match_chunk(views: Views, chunk: Chunk, matcher: Matcher, *, batch_pairs: int | None = None) -> Iterator[Found]:
-    """Matches of a chunk, batch by batch, and the pairs of which features are damaged."""
-    most = getattr(matcher, "max_tokens", KEYPOINTS_A_BATCH)
-    for batch in _batches(chunk.pairs, views.features.count, most, batch_pairs):
+def match_chunk(view: Callable[[str], Features], chunk: Chunk, matcher: Matcher) -> Iterator[Found]:
+    """What is found of a chunk, batch by batch; pairs of whose images `view` raises an InputError are problems."""
+    for batch in chunk.batches:
         loaded: dict[Pair, tuple[Features, Features]] = {}
         problems: dict[Pair, str] = {}
         for pair in batch:
-            if pair in chunk.done:
-                continue
             try:
-                loaded[pair] = views.get(pair[0]), views.get(pair[1])
+                loaded[pair] = view(pair[0]), view(pair[1])
             except InputError as error:
                 problems[pair] = str(error)
         views0, views1 = ([both[i] for both in loaded.values()] for i in (0, 1))
         found = matcher.match_many(views0, views1) if loaded else []
-        if loaded or problems:
-            yield {pair: PairMatches.of(one) for pair, one in zip(loaded, found, strict=True)}, problems
+        yield {pair: PairMatches.of(one) for pair, one in zip(loaded, found, strict=True)}, problems
 
 
 def chunks_of(pairs: Sequence[Pair], size: int) -> list[list[Pair]]:
@@ -211,6 +237,11 @@ def chunks_of(pairs: Sequence[Pair], size: int) -> list[list[Pair]]:
 
     ordered = sorted(dict.fromkeys(pairs), key=order)
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
+def keypoints_a_batch(matcher: Matcher) -> int:
+    """How many fill a matcher."""
+    return getattr(matcher, "max_tokens", KEYPOINTS_A_BATCH)
 
 
 def device_of(matcher: Matcher) -> torch.device:

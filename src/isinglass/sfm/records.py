@@ -206,10 +206,11 @@ class Records(Generic[_Key]):
                 "give another path"
             )
         for name, wanted in self._wanted.items():
-            if wanted is not None and about.get(name) != wanted:
+            if wanted is not None and (given := about.get(name, "")) != wanted:
+                was, now = _difference(given, wanted)
                 raise InputError(
-                    f"{str(file)!r} was made with the {name} {about.get(name)!r}, expected {wanted!r}. Choose the same "
-                    "options as then, or another path"
+                    f"{str(file)!r} was made with the {name} {was}, expected {now}. Choose the same options as then, "
+                    "or another path"
                 )
         if self._about is not None and about != self._about:
             raise InputError(f"{str(file)!r} is of {about}, but {str(self.path)!r} of {self._about}. Give another path")
@@ -275,6 +276,16 @@ class Records(Generic[_Key]):
                 if time.time() - left.stat().st_mtime > STALE_S:
                     left.unlink(missing_ok=True)
             self.folder.rmdir()
+
+
+def _difference(one: str, other: str) -> tuple[str, str]:
+    """Two texts; of two JSON objects only what differs."""
+    try:
+        first, second = json.loads(one), json.loads(other)
+        keys = [key for key in {**first, **second} if first.get(key) != second.get(key)]
+        return json.dumps({key: first.get(key) for key in keys}), json.dumps({key: second.get(key) for key in keys})
+    except (ValueError, TypeError, AttributeError):
+        return repr(one), repr(other)
 
 
 def _index_of(rows: list[Row]) -> np.ndarray:

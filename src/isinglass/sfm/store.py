@@ -57,17 +57,15 @@ class FeatureStore(Records[str]):
 
         Raises InputError for features of another signature or a name that is none, WriteError where the disk is full.
         """
-        records = []
-        for name, one in features.items():
-            if one.signature != self.signature:
-                raise InputError(f"features of {one.signature} came for {name!r}; expected {self.signature}")
-            check_name(name)
-            fields = feature_fields(one, half=self.half)
-            _checked(fields, name)
-            fields["descriptors"] = np.ascontiguousarray(fields["descriptors"].T)
-            row = name, (digests or {}).get(name, ""), str(len(fields["scores"]))
-            records.append((row, fields))
-        self._add(records)
+        known = digests or {}
+        self._add(
+            ((name, known.get(name, ""), str(one.keypoints.shape[1])), self._fields(name, one))
+            for name, one in features.items()
+        )
+
+    def check(self, name: str, features: Features) -> None:
+        """Raises InputError where `add` would for these features."""
+        self._fields(name, features)
 
     def get(self, name: str) -> Features:
         """The features of an image. Raises InputError where there are none, or they are damaged."""
@@ -89,6 +87,15 @@ class FeatureStore(Records[str]):
         """What the features were made of, as `add` was told; None where there are none."""
         row = self._row(name)
         return None if row is None else row[1]
+
+    def _fields(self, name: str, features: Features) -> dict[str, np.ndarray]:
+        if features.signature != self.signature:
+            raise InputError(f"features of {features.signature} came for {name!r}; expected {self.signature}")
+        check_name(name)
+        fields = feature_fields(features, half=self.half)
+        _checked(fields, name)
+        fields["descriptors"] = np.ascontiguousarray(fields["descriptors"].T)
+        return fields
 
     def _key(self, row: Row) -> str:
         return row[0]

@@ -23,7 +23,7 @@ from isinglass.models import best_device, load_matcher
 from isinglass.ops.linear import compute_dtype
 from isinglass.options import Options
 from isinglass.sfm.extraction import Tell
-from isinglass.sfm.matching import Chunk, Matched, MatchRun, Views, match_chunk, settings_of
+from isinglass.sfm.matching import Chunk, Matched, MatchRun, Views, keypoints_a_batch, match_chunk, settings_of
 from isinglass.sfm.store import FeatureStore, Pair
 
 TRIES = 3  # of a chunk
@@ -53,9 +53,10 @@ def match_with_workers(
     if workers < 1:
         raise InputError(f"workers is {workers}; expected at least 1")
     places = list(devices or _devices(options))
-    features = FeatureStore(features_path)
-    settings = _settings(options, places[0], features)
-    with MatchRun(features, pairs, matches_path, settings=settings, tell=tell) as run:
+    features = FeatureStore(features_path)  # only its index is read here
+    matcher = _as_on(places[0], options)
+    settings, limits = settings_of(matcher, features.settings), (keypoints_a_batch(matcher), None)
+    with MatchRun(features, pairs, matches_path, settings=settings, limits=limits, tell=tell) as run:
         team = _Team(run, features_path, options, max(1, memory_mb // workers))
         try:
             for i in range(min(workers, len(run.chunks))):
@@ -82,7 +83,8 @@ class _Team:
         self.run, self.features_path, self.options, self.memory_mb = run, features_path, options, memory_mb
         self.waiting = deque(run.chunks)
         self.workers: list[_Worker] = []
-        self._died: dict[int, int] = {}  # id of a chunk -> how many workers died at it; 0 = of none
+        self._ended: list[Any] = []  # processes
+        self._died: dict[Chunk | None, int] = {}  # how many workers died at a chunk, or at none
         self._spawn = multiprocessing.get_context("spawn")
 
     def start(self, device: str, threads: int) -> None:
@@ -105,8 +107,8 @@ class _Team:
         for one in self.workers:
             one.connection.close()
             one.process.terminate()
-        for one in self.workers:
-            one.process.join()
+        for process in (*self._ended, *(one.process for one in self.workers)):
+            process.join()
 
     def _hear(self, worker: _Worker) -> None:
         try:
@@ -116,7 +118,7 @@ class _Team:
             return
         if kind == "found":
             assert worker.chunk is not None
-            worker.chunk.done.update(*said)
+            worker.chunk.batches.pop(0)
             self.run.take(said)
             return
         if kind == "failed":
@@ -129,8 +131,8 @@ class _Team:
             worker.connection.send(worker.chunk)
             return
         self.workers.remove(worker)
+        self._ended.append(worker.process)
         worker.connection.close()  # which ends it
-        worker.process.join()
 
     def _bury(self, worker: _Worker) -> None:
         """Of a worker that died: its chunk goes back, and another one takes its place."""
@@ -142,16 +144,14 @@ class _Team:
             self.start(worker.device, worker.threads)
 
     def _failed(self, chunk: Chunk | None, why: str) -> None:
-        key = id(chunk) if chunk is not None else 0
-        self._died[key] = self._died.get(key, 0) + 1
+        self._died[chunk] = self._died.get(chunk, 0) + 1
         if chunk is None:
-            if self._died[key] >= TRIES:
+            if self._died[chunk] >= TRIES:
                 raise IsinglassError(f"workers end before they begin: {why}. See above, or match with one process")
-        elif self._died[key] < TRIES:
+        elif self._died[chunk] < TRIES:
             self.waiting.append(chunk)
         else:
-            left = [pair for pair in chunk.pairs if pair not in chunk.done]
-            self.run.take(({}, dict.fromkeys(left, f"{TRIES} workers failed at these pairs: {why}")))
+            self.run.take(({}, dict.fromkeys(chunk.pairs, f"{TRIES} workers failed at these pairs: {why}")))
 
 
 def _serve(connection: Connection, features_path: PathLike, options: Options, threads: int, memory_mb: int) -> None:
@@ -166,7 +166,7 @@ def _serve(connection: Connection, features_path: PathLike, options: Options, th
         while True:
             chunk: Chunk = connection.recv()
             try:
-                for found in match_chunk(views, chunk, matcher):
+                for found in match_chunk(views.get, chunk, matcher):
                     connection.send(("found", found))
                 connection.send(("done", None))
             except (RuntimeError, InputError, MemoryError) as error:
@@ -182,9 +182,9 @@ def _devices(options: Options) -> list[str]:
     return [f"cuda:{i}" for i in range(torch.cuda.device_count())] if best == "cuda" else [best]
 
 
-def _settings(options: Options, device: str, features: FeatureStore) -> str:
-    """Of the matcher as it will be on the device, which is left to the workers."""
+def _as_on(device: str, options: Options) -> Any:
+    """The matcher on the CPU, but computing as it will on the device, which is left to the workers."""
     matcher: Any = load_matcher(options, torch.device("cpu"))
     if hasattr(matcher, "compute_dtype"):
         matcher.compute_dtype = compute_dtype(options.precision, torch.device(device))
-    return settings_of(matcher, features.settings)
+    return matcher
