@@ -115,7 +115,7 @@ class Retrieval:
         if vector_R.shape != (self.vocabulary.size,):
             raise InputError(f"a vector has shape {vector_R.shape}; expected ({self.vocabulary.size},)")
         rows = None if among is None else self._rows(among)
-        if not vector_R.any():
+        if not vector_R.any() or not len(self if rows is None else rows):
             return []
         queries_1R = self._expanded(vector_R[None], None, rows) if expand else vector_R[None]
         (found,) = self._search(queries_1R, count, rows)
@@ -152,7 +152,8 @@ class Retrieval:
                 queries_QR = self._expanded(queries_QR, block, rows)
             for row, one in zip(block, self._search(queries_QR, count + 1 + 2 * apart, rows), strict=True):
                 far = np.abs(sequence_I[one.places] - sequence_I[row]) > apart
-                good = far & (one.places != row) & (one.similarities >= least_similarity) & self._filled[one.places]
+                good = np.logical_and(far & (one.places != row), one.similarities >= least_similarity)
+                good &= self._filled[one.places]
                 if self._filled[row]:
                     found += [(self.names[row], self.names[i]) for i in one.places[good][:count]]
         listed = set(wanted)
@@ -228,22 +229,29 @@ class Retrieval:
         return unit(expanded_QR)
 
     def _search(self, queries_QR: np.ndarray, count: int, rows: np.ndarray | None) -> list[Found]:
-        """For each query the most similar images, among `rows`; of equals those first that come first."""
-        if rows is None:
-            index = self._built()
-            similar_QK, places_QK = index.search(np.ascontiguousarray(queries_QR), max(min(count, len(self)), 1))
+        """For each query the most similar images, among `rows`; of equals those that come first."""
+        if rows is not None and len(rows) <= _ROWS < FLAT < len(self):  # few, of which cells may hold none
+            similar_QK = queries_QR @ self.vectors[rows].astype(np.float32).T
+            places_QK = np.broadcast_to(rows, similar_QK.shape)
         else:
-            blocks = [rows[start : start + _ROWS] for start in range(0, len(rows), _ROWS)]
-            parts = [queries_QR @ self.vectors[block].astype(np.float32).T for block in blocks]
-            all_QK = np.concatenate([np.zeros((len(queries_QR), 0), np.float32), *parts], axis=1)
-            best_QK = np.argsort(-all_QK, axis=1, kind="stable")[:, :count]
-            similar_QK, places_QK = np.take_along_axis(all_QK, best_QK, axis=1), rows[best_QK]
+            most = len(self) if rows is None else len(rows)
+            params = None if rows is None or most == len(self) else self._only(rows)
+            wanted = max(min(count, most), 1)
+            similar_QK, places_QK = self._built().search(np.ascontiguousarray(queries_QR), wanted, params=params)
         found = []
         for similarities, places in zip(similar_QK, places_QK, strict=True):
             order = np.lexsort((places, -similarities))
             order = order[places[order] >= 0][:count]
             found.append(Found(places[order], similarities[order]))
         return found
+
+    def _only(self, rows: np.ndarray) -> Any:
+        """What makes the index look among these alone."""
+        faiss = faiss_module()
+        selector = faiss.IDSelectorBatch(rows)
+        if len(self) > FLAT:
+            return faiss.SearchParametersIVF(sel=selector, nprobe=CELLS_SEEN)
+        return faiss.SearchParameters(sel=selector)
 
     def _built(self) -> Any:
         """The index of all vectors: flat up to FLAT images, else in cells, four times the root of their number."""
