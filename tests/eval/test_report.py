@@ -11,10 +11,10 @@ import pytest
 from eval.made_runs import made_run
 from isinglass.errors import InputError
 from isinglass.eval import figures, series
-from isinglass.eval.page import Column, chart_grid, table
 from isinglass.eval.pictures import picture
 from isinglass.eval.report import write_report
 from isinglass.metrics import auc
+from isinglass.pages.page import Column, chart_grid, table
 
 pytest.importorskip("matplotlib")
 VOID = {"meta", "img", "br", "wbr", "line", "path", "use", "rect"}

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from isinglass.errors import InputError
 from isinglass.eval import series
 from isinglass.eval.figures import error_curve, error_scatter
-from isinglass.eval.page import Column, chart_grid, details, escape, facts, heading, table, write_page
 from isinglass.eval.pictures import colours, picture
 from isinglass.eval.runs import Run
 from isinglass.metrics import bootstrap_interval
+from isinglass.pages.page import Column, chart_grid, details, escape, facts, heading, table, write_page
 
 Statistic = Callable[[NDArray[Any]], float]
 Choice = Callable[[Run, str], float | None]  # of a solver's threshold, px

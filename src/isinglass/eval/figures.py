@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from isinglass.eval import series
-from isinglass.eval.charts import MUTED, STEPS, Chart, Key, line_style, marker_style, new_axes
 from isinglass.eval.runs import Run
 from isinglass.metrics import auc, expected_calibration_error, reliability
+from isinglass.pages.charts import MUTED, STEPS, Chart, Key, line_style, marker_style, new_axes
 
 _MAX_POINTS = 300  # of a curve: more would be finer than the screen
 _MAX_HISTOGRAMS = 4

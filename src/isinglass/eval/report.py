@@ -14,10 +14,10 @@ import numpy as np
 from isinglass.errors import InputError
 from isinglass.eval import series
 from isinglass.eval.figures import charts
-from isinglass.eval.page import Column, Value, chart_grid, details, escape, facts, heading, table, write_page
 from isinglass.eval.pictures import colours, picture
 from isinglass.eval.runs import Run
 from isinglass.metrics import bootstrap_interval, expected_calibration_error
+from isinglass.pages.page import Column, Value, chart_grid, details, escape, facts, heading, table, write_page
 
 MAX_PICTURES = 24  # a report; about 80 kB each
 _PICTURES_OF_A_RUN = 6

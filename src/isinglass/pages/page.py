@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
-from isinglass.eval.charts import Chart, legend, to_svg
 from isinglass.files import write_atomically
+from isinglass.pages.charts import Chart, legend, to_svg
 
 STYLE = Path(__file__).with_name("page.css")
 Value = float | str | None
