@@ -1,0 +1,145 @@
+"""`isinglass track` and `view`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from isinglass.cli.common import (
+    MATCHER_OPTIONS,
+    OK,
+    PATH,
+    PIPELINE_OPTIONS,
+    SOME_FAILED,
+    complain,
+    make_pipeline,
+    options,
+)
+
+if TYPE_CHECKING:
+    from isinglass.sfm.sequences import TrackSummary
+    from isinglass.sfm.tracking import TrackedFrame
+
+# options of isinglass.sfm.tracking.TrackOptions, with its defaults (a test holds them equal)
+TRACK_OPTIONS = (
+    click.option("--window", type=click.IntRange(1), default=2, show_default=True, help="Keyframes a frame meets."),
+    click.option(
+        "--frame-keypoints",
+        type=click.IntRange(8),
+        default=1024,
+        show_default=True,
+        help="Of a frame, that are matched; keyframes have --max-keypoints.",
+    ),
+    click.option(
+        "--least-matches", type=click.IntRange(8), default=25, show_default=True, help="Fewer: a frame is not tracked."
+    ),
+    click.option(
+        "--least-share",
+        type=click.FloatRange(0, 1, min_open=True),
+        default=0.6,
+        show_default=True,
+        help="Of the most matches with the newest keyframe; a frame with less becomes one.",
+    ),
+    click.option(
+        "--most-motion",
+        type=click.FloatRange(0, 1, min_open=True),
+        default=0.15,
+        show_default=True,
+        help="Median way of the matches as a share of the diagonal; a frame with more becomes a keyframe.",
+    ),
+    click.option("--most-frames", type=click.IntRange(1), help="From keyframe to keyframe."),
+    click.option(
+        "--threshold-px",
+        type=click.FloatRange(0, min_open=True),
+        default=3.0,
+        show_default=True,
+        help="Of the geometry that a frame's matches agree on.",
+    ),
+)
+
+
+@click.command(short_help="Track points through a video or a folder of frames.")
+@click.argument("source", type=PATH)
+@click.option("-o", "--output", type=PATH, default=Path("tracks"), show_default=True, help="Folder for results.")
+@click.option("--every", type=click.IntRange(1), default=1, show_default=True, help="Read each so many-th frame.")
+@click.option("--json", "as_json", is_flag=True, help="The summary as JSON on stdout.")
+@options(*TRACK_OPTIONS, *PIPELINE_OPTIONS, *MATCHER_OPTIONS)
+def track(source: Path, output: Path, every: int, as_json: bool, **settings: Any) -> int:
+    """Track points through SOURCE: a video, or a folder of frames in the order of their names.
+
+    Writes keyframes (images/, features.h5, matches.h5: `isinglass map OUTPUT/images -o OUTPUT` goes on from there),
+    tracks.npz and track.json. A run that was stopped goes on where it was when the same command is given again.
+    """
+    from dataclasses import fields
+
+    from isinglass.sfm.sequences import track_sequence
+    from isinglass.sfm.tracking import TrackOptions
+
+    chosen = TrackOptions(**{one.name: settings.pop(one.name) for one in fields(TrackOptions)})
+    live = _Live()
+    summary = track_sequence(source, output, make_pipeline(settings), chosen, every=every, tell=live.tell)
+    live.end()
+    for problem in summary.problems:
+        complain(problem, SOME_FAILED)
+    click.echo(json.dumps(asdict(summary)) if as_json else _told(summary, output))
+    if len(summary.keyframes) + len(summary.lost) == summary.frames > 1 and summary.tracks == 0:
+        return complain("no frame matches another: blank frames, too few keypoints, or no overlap", SOME_FAILED)
+    return SOME_FAILED if summary.problems or not summary.keyframes else OK
+
+
+def _told(summary: TrackSummary, output: Path) -> str:
+    return (
+        f"{summary.frames} frames ({len(summary.lost)} lost), {len(summary.keyframes)} keyframes, "
+        f"{len(summary.cuts)} cuts; {summary.tracks} tracks of {summary.mean_track_length} frames on average; "
+        f"{summary.frames_per_s} frames/s. Written into {output}"
+    )
+
+
+class _Live:
+    """The rate on stderr: one line that changes where a person is looking, else a line every ten seconds."""
+
+    def __init__(self) -> None:
+        self.start_s = self.told_s = time.monotonic()
+        self.frames = self.keyframes = self.lost = 0
+        self.width = 0
+
+    def tell(self, frame: TrackedFrame, done: int, of: int | None) -> None:
+        """Hear of a frame."""
+        now = time.monotonic()
+        self.frames += 1
+        self.keyframes += len(frame.added)
+        self.lost += not frame.tracked
+        for one in frame.added:
+            if one.why == "cut":
+                self._line(f"frame {one.number}: a cut; a new keyframe, and new track ids")
+        looking = sys.stderr.isatty()
+        if now - self.told_s < (0.1 if looking else 10.0):
+            return
+        self.told_s = now
+        rate = self.frames / max(now - self.start_s, 1e-9)
+        left = "" if of is None else f", {max(of - done, 0) / rate:.0f} s left"
+        text = (
+            f"{done}{'' if of is None else f' of {of}'} frames, {rate:.1f} frames/s{left}, {self.keyframes} keyframes"
+        )
+        text += f", {self.lost} lost" if self.lost else ""
+        if looking:
+            click.echo(f"\r{text.ljust(self.width)}", nl=False, err=True)
+            self.width = len(text)
+        else:
+            click.echo(text, err=True)
+
+    def end(self) -> None:
+        """Leave the changing line."""
+        if self.width:
+            click.echo(err=True)
+            self.width = 0
+
+    def _line(self, text: str) -> None:
+        self.end()
+        click.echo(text, err=True)
