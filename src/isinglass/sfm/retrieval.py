@@ -197,7 +197,7 @@ class Retrieval:
             raise ValueError(f"it has {len(names)} names, {len(digests)} digests and vectors {vectors.shape}")
         self.names, self._digests, self.vectors = names, digests, vectors
         self._place = {name: i for i, name in enumerate(names)}
-        self._filled = vectors.any(axis=1)
+        self._filled: np.ndarray = np.asarray(vectors.any(axis=1))
         self._index: Any = None
 
     def _join(self, names: list[str], digests: list[str], vectors: np.ndarray) -> None:
