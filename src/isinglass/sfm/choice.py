@@ -1,0 +1,134 @@
+"""Which pairs of photos to match, by any of the ways there are, and by more than one where one has holes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from isinglass.errors import InputError
+from isinglass.files import PathLike
+from isinglass.sfm.gps import positions
+from isinglass.sfm.pairs import covisible, exhaustive, in_order, promising, read_pairs, sequential, spatial
+from isinglass.sfm.retrieval import Retrieval
+from isinglass.sfm.store import FeatureStore, Pair
+from isinglass.types import Matcher
+
+How = Literal["auto", "exhaustive", "sequential", "spatial", "retrieval", "covisible", "file"]
+WAYS = ("auto", "exhaustive", "sequential", "spatial", "retrieval", "covisible", "file")
+Tell = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairOptions:
+    """How pairs are chosen.
+
+    how             "auto" = "exhaustive" up to `exhaustive_up_to` photos, else "retrieval"
+    neighbours      of an image, at most: those most alike, nearest, or with most points in common
+    overlap         "sequential": photos 1, 2, 4, ... later, so many of these; in the order of their names
+    loops           "sequential": so many of those most alike of each photo, too, to close loops; 0 = none
+    max_distance_m  "spatial": by GPS; photos without a position are paired by likeness
+    file            "file": of two names a line
+    model           "covisible": folder of a COLMAP model of these photos
+    first_pass      few keypoints are matched first, and pairs dropped that seem hopeless then
+    """
+
+    how: How = "auto"
+    exhaustive_up_to: int = 50
+    neighbours: int = 20
+    overlap: int = 10
+    loops: int = 5
+    max_distance_m: float = 100.0
+    file: Path | None = None
+    model: Path | None = None
+    first_pass: bool = False
+
+    def __post_init__(self) -> None:
+        if self.how not in WAYS:
+            raise InputError(f"pairs are to be chosen by {self.how!r}; expected one of {', '.join(map(repr, WAYS))}")
+        for how, name in (("file", "file"), ("covisible", "model")):
+            if self.how == how and getattr(self, name) is None:
+                raise InputError(f"pairs by {how!r} need {name!r}, which is not given")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """The pairs, in order of names; by which way; and what a person should know of it."""
+
+    pairs: list[Pair]
+    how: str
+    notes: list[str] = field(default_factory=list)
+
+
+def choose_pairs(
+    features: FeatureStore,
+    names: Sequence[str],
+    photos: PathLike,
+    options: PairOptions,
+    retrieval: Callable[[], Retrieval],
+) -> Chosen:
+    """Pairs of the images `names`, which are all in the store.
+
+    retrieval  gives the retrieval with these images, where it is needed
+
+    Raises InputError where a list or model cannot be read.
+    """
+    how = options.how
+    if how == "auto":
+        how = "exhaustive" if len(names) <= options.exhaustive_up_to else "retrieval"
+    notes: list[str] = []
+    if how == "exhaustive":
+        pairs = exhaustive(names)
+    elif how == "sequential":
+        loops = retrieval().pairs(names, options.loops, apart=options.overlap) if options.loops else []
+        pairs = sequential(names, options.overlap, loops=loops)
+    elif how == "spatial":
+        pairs = _spatial(names, photos, options, retrieval, notes)
+    elif how == "retrieval":
+        pairs = in_order(retrieval().pairs(names, options.neighbours, among=names), names)
+    else:
+        pairs = _given(names, options, notes)
+    return Chosen(pairs=pairs, how=how, notes=notes)
+
+
+def drop_hopeless(
+    features: FeatureStore, chosen: Chosen, matcher: Matcher, tell: Tell = lambda done, of: None
+) -> Chosen:
+    """Those pairs that a first pass with few keypoints finds promising."""
+    kept = promising(features, chosen.pairs, matcher, tell=tell)
+    note = f"a first pass dropped {len(chosen.pairs) - len(kept)} of {len(chosen.pairs)} pairs"
+    return Chosen(pairs=kept, how=chosen.how, notes=[*chosen.notes, note])
+
+
+def _spatial(
+    names: Sequence[str],
+    photos: PathLike,
+    options: PairOptions,
+    retrieval: Callable[[], Retrieval],
+    notes: list[str],
+) -> list[Pair]:
+    placed, without = positions(photos, names)
+    pairs = spatial(placed, max_neighbours=options.neighbours, max_distance_m=options.max_distance_m)
+    if not without:
+        return in_order(pairs, names)
+    first, why = next(iter(without.items()))
+    notes.append(
+        f"{len(without)} of {len(names)} photos have no position ({first}: {why}); they are paired by likeness"
+    )
+    return in_order([*pairs, *retrieval().pairs(sorted(without), options.neighbours, among=names)], names)
+
+
+def _given(names: Sequence[str], options: PairOptions, notes: list[str]) -> list[Pair]:
+    """Of a file or a model; pairs of images that are not among `names` are left out."""
+    if options.how == "file":
+        assert options.file is not None
+        pairs, source = read_pairs(options.file), options.file
+    else:
+        pairs, source = covisible(options.model, neighbours=options.neighbours), options.model
+    known = set(names)
+    kept = [pair for pair in pairs if known.issuperset(pair)]
+    if len(kept) < len(pairs):
+        one = next(name for pair in pairs for name in pair if name not in known)
+        notes.append(f"{len(pairs) - len(kept)} of {len(pairs)} pairs of {str(source)!r} name other photos ({one})")
+    return in_order(kept, names)

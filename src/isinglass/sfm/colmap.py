@@ -1,0 +1,356 @@
+"""COLMAP's database, by pycolmap's own classes: features and matches into one, and out of an existing one.
+
+COLMAP has (0.5, 0.5) at the centre of the top-left pixel. That half pixel is added and taken off here and nowhere else:
+to keypoints and to principal points. A model's own points and poses need none of it.
+
+One thing about pycolmap: where it is imported before Pillow, Pillow crashes as it writes PNG files (both bring zlib
+along). This module imports Pillow, and pycolmap later.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from isinglass.datasets.posed import COLMAP_CENTRE
+from isinglass.errors import InputError, MissingExtra, WriteError
+from isinglass.files import PathLike, write_atomically
+from isinglass.images import exif_orientation  # noqa: F401  Pillow first, see above
+from isinglass.sfm.store import FeatureStore, MatchStore, Pair
+
+_SQLITE = b"SQLite format 3\x00"
+_VERSION_AT = 60  # byte of the file that COLMAP keeps its version at, as a big-endian number of four bytes
+_SAME_PX = 1e-3
+
+
+def pycolmap_module() -> Any:
+    """Raises MissingExtra without it."""
+    try:
+        import pycolmap
+    except ImportError as error:
+        raise MissingExtra("pycolmap", "maps") from error
+    return pycolmap
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Within, COLMAP writes nothing to stderr; its errors come as exceptions."""
+    log = pycolmap_module().logging
+    before, log.minloglevel = log.minloglevel, 3
+    try:
+        yield
+    finally:
+        log.minloglevel = before
+
+
+# ---- writing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """How many images and pairs are in a database, and its matches all together."""
+
+    images: int
+    pairs: int
+    matches: int
+
+
+def write_database(
+    path: PathLike,
+    features: FeatureStore,
+    matches: MatchStore,
+    pairs: Iterable[Pair],
+    cameras: Sequence[tuple[Any, Sequence[str]]],
+    *,
+    descriptors: bool = False,
+) -> Written:
+    """Write keypoints and matches as a database of COLMAP; matches are not verified yet.
+
+    cameras      each `pycolmap.Camera` and the names of its images, see `cameras.cameras_of`; only these are written
+    pairs        in either order; those without matches are left out
+    descriptors  also those of "sift" and "rootsift", as COLMAP's own matcher takes them
+
+    A database that is there is added to, in one step: its images, cameras and other pairs stay as they are.
+    Raises InputError where it cannot be read, is of a later COLMAP, or has other keypoints of an image; WriteError
+    where it cannot be written.
+    """
+    path = Path(path)
+    if path.exists():
+        _check_version(path)
+    with write_atomically(path) as temporary:
+        try:
+            if path.exists():
+                shutil.copyfile(path, temporary)
+            with _opened(temporary) as database:
+                return _fill(database, features, matches, list(pairs), cameras, descriptors)
+        except RuntimeError as error:
+            raise WriteError(f"{str(path)!r} cannot be written ({error}); it is as it was. Free space") from error
+        finally:
+            for suffix in ("-wal", "-shm"):
+                temporary.with_name(temporary.name + suffix).unlink(missing_ok=True)
+
+
+def _fill(
+    database: Any,
+    features: FeatureStore,
+    matches: MatchStore,
+    pairs: Sequence[Pair],
+    cameras: Sequence[tuple[Any, Sequence[str]]],
+    descriptors: bool,
+) -> Written:
+    there = {image.name: image.image_id for image in database.read_all_images()}
+    names = [name for _, group in cameras for name in group]
+    for name in names:
+        if name in there:
+            _check_same(database, there[name], features.keypoints(name), name)
+    with pycolmap_module().DatabaseTransaction(database):
+        for camera, group in cameras:
+            new = [name for name in group if name not in there]
+            if new:
+                there |= _write_camera(database, camera, new)
+        for name in names:
+            _write_features(database, there[name], features, name, descriptors)
+        written, count = _write_matches(database, there, matches, pairs)
+    return Written(images=len(names), pairs=written, matches=count)
+
+
+def _write_camera(database: Any, camera: Any, names: Sequence[str]) -> dict[str, int]:
+    """A camera, its images, and what COLMAP 4 wants beside them: a rig of the camera alone, a frame an image."""
+    colmap = pycolmap_module()
+    camera.camera_id = database.write_camera(camera)
+    rig = colmap.Rig()
+    rig.add_ref_sensor(camera.sensor_id)
+    rig_id, ids = database.write_rig(rig), {}
+    for name in names:
+        image = colmap.Image(name=name, camera_id=camera.camera_id)
+        image.image_id = ids[name] = database.write_image(image)
+        frame = colmap.Frame()
+        frame.rig_id = rig_id
+        frame.add_data_id(image.data_id)
+        database.write_frame(frame)
+    return ids
+
+
+def _write_features(database: Any, image_id: int, features: FeatureStore, name: str, descriptors: bool) -> None:
+    if not database.exists_keypoints(image_id):
+        database.write_keypoints(image_id, features.keypoints(name) + np.float32(COLMAP_CENTRE))
+    if descriptors and not database.exists_descriptors(image_id):
+        if features.signature.extractor not in ("sift", "rootsift"):
+            raise InputError(f"COLMAP has no place for descriptors of {features.signature.extractor}, only for SIFT's")
+        colmap, values = pycolmap_module(), features.get(name).descriptors[0].float().numpy()
+        data = np.clip(np.round(512 * values), 0, 255).astype(np.uint8)
+        database.write_descriptors(
+            image_id, colmap.FeatureDescriptors(type=colmap.FeatureExtractorType.SIFT, data=data)
+        )
+
+
+def _write_matches(database: Any, ids: dict[str, int], matches: MatchStore, pairs: Sequence[Pair]) -> tuple[int, int]:
+    written = count = 0
+    for name0, name1 in pairs:
+        swapped = (name0, name1) not in matches and (name1, name0) in matches
+        first, second = (name1, name0) if swapped else (name0, name1)
+        if (first, second) not in matches or not {first, second} <= set(ids):
+            continue
+        found = matches.get(first, second).pairs().astype(np.uint32)
+        if not len(found):
+            continue
+        if database.exists_matches(ids[first], ids[second]):
+            if np.array_equal(np.asarray(database.read_matches(ids[first], ids[second])), found):
+                written, count = written + 1, count + len(found)
+                continue
+            database.delete_matches(ids[first], ids[second])
+            if database.exists_two_view_geometry(ids[first], ids[second]):
+                database.delete_two_view_geometry(ids[first], ids[second])
+        database.write_matches(ids[first], ids[second], found)
+        written, count = written + 1, count + len(found)
+    return written, count
+
+
+def _check_same(database: Any, image_id: int, keypoints_N2: np.ndarray, name: str) -> None:
+    if not database.exists_keypoints(image_id):
+        return
+    there = np.asarray(database.read_keypoints(image_id))[:, :2] - np.float32(COLMAP_CENTRE)
+    if there.shape != keypoints_N2.shape or not np.allclose(there, keypoints_N2, rtol=0, atol=_SAME_PX):
+        raise InputError(
+            f"the database has {len(there)} other keypoints of {name!r}; expected the {len(keypoints_N2)} that were "
+            "matched. Matches count keypoints, so both must be of one extraction: give another path"
+        )
+
+
+def camera_of(model: str, size: tuple[int, int], params: Sequence[float]) -> Any:
+    """The `pycolmap.Camera` of known intrinsics.
+
+    model   as COLMAP names it: "PINHOLE", "OPENCV_FISHEYE", ...
+    size    (width, height) px
+    params  in COLMAP's order (of PINHOLE: fx, fy, cx, cy), but with the principal point in this library's pixels, where
+            (0, 0) is the centre of the top-left one
+
+    Raises InputError for an unknown model, and for as many parameters as it does not have.
+    """
+    colmap = pycolmap_module()
+    known = [name for name in colmap.CameraModelId.__members__ if name != "INVALID"]
+    if model not in known:
+        raise InputError(f"the camera model is {model!r}; expected one of {', '.join(known)}")
+    camera = colmap.Camera.create_from_model_name(0, model, float(max(size)), *size)
+    if len(params) != len(camera.params):
+        raise InputError(
+            f"{len(params)} camera parameters came; {model} has {len(camera.params)}: {camera.params_info}"
+        )
+    values = np.array(params, np.float64)
+    values[list(camera.principal_point_idxs())] += COLMAP_CENTRE
+    camera.params = values
+    camera.has_prior_focal_length = True
+    return camera
+
+
+# ---- reading
+
+
+class Project:
+    """An existing database of COLMAP, to read: its file is never changed.
+
+    names    of its images, in the order of their ids
+    matched  how many matches each pair has, as they were matched
+    inliers  how many agree with the pair's two-view geometry, of all pairs that were verified; 0 = there is none
+
+    Databases of earlier COLMAPs are read from a copy, as COLMAP rewrites them when it opens them. Raises InputError for
+    a file that is none, or of a later COLMAP. To be used in a `with` statement, or to be closed.
+    """
+
+    def __init__(self, path: PathLike) -> None:
+        self.path = Path(path)
+        is_ours = _check_version(self.path)
+        with ExitStack() as stack, quiet():
+            file = self.path
+            if not is_ours or not os.access(self.path, os.W_OK):
+                file = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="isinglass-"))) / "database.db"
+                for suffix in ("", "-wal"):
+                    with suppress(FileNotFoundError):
+                        shutil.copyfile(f"{self.path}{suffix}", f"{file}{suffix}")
+            self._database = _open(file, self.path)
+            stack.callback(self._database.close)
+            images = self._database.read_all_images()
+            self._open = stack.pop_all()
+        self._ids = {image.name: image.image_id for image in images}
+        self._camera_of = {image.name: image.camera_id for image in images}
+        self._cameras = {camera.camera_id: camera for camera in self._database.read_all_cameras()}
+        name_of = {image_id: name for name, image_id in self._ids.items()}
+        self.names = sorted(self._ids, key=self._ids.__getitem__)
+        self.matched = self._counts(name_of, *self._database.read_num_matches())
+        ids, geometries = self._database.read_two_view_geometries()
+        self.inliers = self._counts(name_of, ids, [len(one.inlier_matches) for one in geometries])
+
+    def __enter__(self) -> Project:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._open.close()
+
+    def camera(self, name: str) -> Any:
+        """The `pycolmap.Camera` of an image, in COLMAP's pixels."""
+        return self._cameras[self._camera_of[name]]
+
+    def keypoints(self, name: str) -> np.ndarray:
+        """(N, 2) float32 px, this library's."""
+        return self.rows(name)[:, :2]
+
+    def rows(self, name: str) -> np.ndarray:
+        """(N, 2, 4 or 6) float32: x and y, this library's px, then scale and orientation, or COLMAP's affine shape."""
+        image_id = self._id(name)
+        if not self._database.exists_keypoints(image_id):
+            return np.zeros((0, 2), np.float32)
+        rows = np.array(self._database.read_keypoints(image_id), np.float32)
+        rows[:, :2] -= np.float32(COLMAP_CENTRE)
+        return rows
+
+    def descriptors(self, name: str) -> np.ndarray | None:
+        """(N, 128) uint8 of SIFT; None where there are none, or others."""
+        image_id, colmap = self._id(name), pycolmap_module()
+        if not self._database.exists_descriptors(image_id):
+            return None
+        found = self._database.read_descriptors(image_id)
+        return np.array(found.data, np.uint8) if found.type == colmap.FeatureExtractorType.SIFT else None
+
+    def matches(self, name0: str, name1: str, *, verified: bool = False) -> np.ndarray:
+        """(M, 2) int32, (keypoint of `name0`, keypoint of `name1`); `verified`: only those of the geometry found."""
+        id0, id1 = self._id(name0), self._id(name1)
+        if verified:
+            found = self._database.read_two_view_geometry(id0, id1).inlier_matches
+        else:
+            found = self._database.read_matches(id0, id1)
+        return np.array(found, np.int32).reshape(-1, 2)
+
+    def _id(self, name: str) -> int:
+        if name not in self._ids:
+            raise InputError(f"there is no image {name!r} in {str(self.path)!r}, which has {len(self._ids)}")
+        return self._ids[name]
+
+    @staticmethod
+    def _counts(name_of: dict[int, str], pair_ids: Sequence[int], counts: Sequence[int]) -> dict[Pair, int]:
+        to_pair = pycolmap_module().pair_id_to_image_pair
+        found = {to_pair(pair): int(count) for pair, count in zip(pair_ids, counts, strict=True)}
+        return {(name_of[one], name_of[other]): found[one, other] for one, other in sorted(found)}
+
+
+def seen_in(image: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Keypoints of a model's image: (N, 2) float64 px, this library's, and (N,) bool, which see a point of it."""
+    points = [(*one.xy, one.has_point3D()) for one in image.points2D]
+    values = np.array(points, np.float64).reshape(-1, 3)
+    return values[:, :2] - COLMAP_CENTRE, values[:, 2] > 0
+
+
+# ---- files
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    with quiet():
+        database = _open(path, path)
+        try:
+            yield database
+        finally:
+            database.close()
+
+
+def _open(path: Path, shown: Path) -> Any:
+    try:
+        return pycolmap_module().Database.open(path)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise InputError(
+            f"{str(shown)!r} cannot be opened as a database of COLMAP: it is damaged or of another program. Give "
+            "another path, or make it again"
+        ) from error
+
+
+def _check_version(path: Path) -> bool:
+    """Whether it is of the COLMAP here. Raises InputError unless it is, or pycolmap can bring it up to date."""
+    try:
+        with path.open("rb") as opened:
+            head = opened.read(_VERSION_AT + 4)
+    except OSError as error:
+        raise InputError(f"the database {str(path)!r} cannot be read ({error}). Check the path") from error
+    if not head.startswith(_SQLITE):
+        raise InputError(f"{str(path)!r} is no database of COLMAP, which is an SQLite file. Check the path")
+    found, ours = int.from_bytes(head[_VERSION_AT:], "big"), pycolmap_module().__version__
+    known = sum(int(part) * 100 ** (3 - i) for i, part in enumerate(ours.split(".")[:3]))
+    if not found:
+        raise InputError(f"{str(path)!r} is an SQLite file of another program; expected a database of COLMAP")
+    if found > known:
+        made = f"{found // 10**6}.{found // 10**4 % 100}.{found // 100 % 100}"
+        raise InputError(
+            f"{str(path)!r} was written by COLMAP {made}, later than the {ours} of pycolmap here. Update it: "
+            "pip install -U pycolmap"
+        )
+    return found == known

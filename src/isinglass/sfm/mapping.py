@@ -1,0 +1,327 @@
+"""From a folder of photos to a map, in stages that are each done once.
+
+The folder of a map:
+    features.h5, matches.h5   see `store`
+    retrieval.npz             see `retrieval`
+    pairs.txt                 what was matched
+    database.db               COLMAP's, with verified matches
+    model/                    the largest model; model/1, model/2, ... are others, of photos that it does not hold
+    map.json                  where the photos are, all options, the summary
+    index.html                the summary with pictures
+    stages/                   a file for each stage that is finished
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from isinglass.errors import InputError
+from isinglass.files import PathLike, write_atomically
+from isinglass.options import Options
+from isinglass.pipeline import Pipeline
+from isinglass.pipeline import pipeline_of as pipeline_of_options
+from isinglass.sfm.cameras import CameraOptions, cameras_of
+from isinglass.sfm.choice import PairOptions, choose_pairs, drop_hopeless
+from isinglass.sfm.colmap import write_database
+from isinglass.sfm.extraction import extract_images, feature_settings, image_names
+from isinglass.sfm.matching import Matched, match_stored, matching_settings
+from isinglass.sfm.page import write_map_page
+from isinglass.sfm.pairs import read_pairs, write_pairs
+from isinglass.sfm.reconstruct import Mapper, reconstruct, report_of, verify
+from isinglass.sfm.retrieval import Retrieval
+from isinglass.sfm.stages import Stages, key_of
+from isinglass.sfm.store import FeatureStore, MatchStore, Pair
+from isinglass.sfm.summary import MapSummary, why_no_model
+from isinglass.sfm.workers import match_with_workers
+
+Tell = Callable[[str, int, int], None]  # stage, done, of
+MatchPairs = Callable[[FeatureStore, Sequence[Pair], Path, Callable[[int, int], None]], Matched]
+SCHEMA = "isinglass map 1"
+STAGES = ("extract", "retrieval", "pairs", "match", "database", "verify", "reconstruct", "page")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapOptions:
+    """How a map is made.
+
+    masks         folder of masks, <name of the photo>.png: keypoints only where they are not black
+    workers       processes that match; 1 = this one
+    memory_mb     MB of features that are held as pairs are matched
+    max_error_px  of matches that agree with a two-view geometry, as COLMAP has it
+    """
+
+    pairs: PairOptions = field(default_factory=PairOptions)
+    cameras: CameraOptions = field(default_factory=CameraOptions)
+    mapper: Mapper = "incremental"
+    masks: Path | None = None
+    workers: int = 1
+    memory_mb: int = 1000
+    max_error_px: float = 4.0
+
+
+def make_map(
+    photos: PathLike,
+    folder: PathLike,
+    pipeline: Pipeline,
+    options: MapOptions | None = None,
+    *,
+    match_pairs: MatchPairs | None = None,
+    tell: Tell = lambda stage, done, of: None,
+) -> MapSummary:
+    """Make a map of all photos in and below a folder, or go on where a run that was stopped left it.
+
+    match_pairs  matches pairs of stored features into a store, in place of this process and its `workers`
+    tell         hears of every stage's progress
+
+    Photos that cannot be read are left out and named in the summary; no model is a result, with the reason. Raises
+    InputError where there are no photos, for options that make no sense, and for a folder of a map of other options;
+    WriteError where it cannot be written, MissingExtra without h5py, faiss or pycolmap. What was finished stays.
+    """
+    if pipeline.options.rotation == "auto":
+        raise InputError("rotation 'auto' needs both images of a pair; expected 'exif' or 'none' for a map")
+    making = _Making(Path(photos), Path(folder), pipeline, options or MapOptions(), tell)
+    return making.run(match_pairs)
+
+
+def pipeline_of(folder: PathLike) -> Pipeline:
+    """The pipeline of the options that a map was made with. Raises InputError where there is no map."""
+    told = read_map(folder)
+    try:
+        return pipeline_of_options(Options.of(**told["pipeline"]))
+    except KeyError as error:
+        raise InputError(f"map.json in {str(folder)!r} has no {error}; make the map again") from error
+
+
+def read_map(folder: PathLike) -> dict[str, Any]:
+    """What map.json of a map says: `photos`, `pipeline` and `options`, and `summary` when it is finished."""
+    file = Path(folder) / "map.json"
+    try:
+        told = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{str(file)!r} cannot be read ({error}); expected a map that `isinglass map` made") from error
+    if not isinstance(told, dict) or told.get("schema") != SCHEMA:
+        raise InputError(f"{str(file)!r} is of another version; expected {SCHEMA!r}. Make the map again")
+    return told
+
+
+class _Making:
+    """One run."""
+
+    def __init__(self, photos: Path, folder: Path, pipeline: Pipeline, options: MapOptions, tell: Tell) -> None:
+        self.photos, self.folder, self.pipeline, self.options, self.tell = photos, folder, pipeline, options, tell
+        self.names = image_names(photos)
+        self.stages = Stages(folder / "stages")
+        self.problems: dict[str, str] = {}
+        self.notes: list[str] = []
+        self.usable: list[str] = []  # of names, those that have features
+        self.features_key = ""
+
+    def run(self, match_pairs: MatchPairs | None) -> MapSummary:
+        """All stages."""
+        self._tell_map(None)
+        self.extract()
+        with_retrieval = self.retrieval()
+        pairs = self.pairs(with_retrieval)
+        matched = self.match(pairs, match_pairs or self._match_here)
+        database = self.database(pairs, matched)
+        verified = self.verify(database)
+        models = self.reconstruct(database)
+        summary = MapSummary(
+            photos=len(self.names),
+            problems=self.problems,
+            notes=self.notes,
+            pairs=len(pairs),
+            matched=database["pairs"],
+            verified=verified["verified"],
+            inliers=verified["inliers"],
+            models=[report_of(self.folder / "model" / (str(i) if i else "")) for i in range(models)],
+            unregistered=[],
+            reason="",
+            seconds={stage.name: stage.seconds for stage in self.stages.finished},
+            reused=[stage.name for stage in self.stages.finished if stage.reused],
+        )
+        summary = why_no_model(summary, self.usable)
+        self.page(summary)
+        self._tell_map(summary)
+        return summary
+
+    # --- stages
+
+    def extract(self) -> None:
+        """Features of all photos that can be read."""
+        stats = [_stat(self.photos / name) for name in self.names]
+        masks = [] if self.options.masks is None else sorted(map(_stat, self.options.masks.rglob("*")))
+        settings = feature_settings(self.pipeline)
+        key = key_of(str(self.pipeline.extractor.signature), settings, self.names, stats, masks)
+        path = self.folder / "features.h5"
+
+        def work() -> dict[str, Any]:
+            filled = extract_images(
+                path, self.photos, self.names, self.pipeline, masks=self.options.masks, tell=self._tell("extract")
+            )
+            return {"problems": filled.problems}
+
+        self.problems = self.stages.run("extract", key, [path], work).result["problems"]
+        self.store = FeatureStore(path, self.pipeline.extractor.signature, settings)
+        for name in self.names:
+            if name not in self.store:
+                self.problems.setdefault(name, "its features are damaged; run again to make them anew")
+        self.usable = [name for name in self.names if name not in self.problems]
+        self.features_key = key_of(settings, [(name, self.store.digest(name)) for name in self.usable])
+
+    def retrieval(self) -> bool:
+        """The vectors of the photos; False where there are none to be had."""
+        path = self.folder / "retrieval.npz"
+
+        def work() -> dict[str, Any]:
+            path.unlink(missing_ok=True)
+            if not any(len(self.store.keypoints(name)) for name in self.usable):
+                return {"empty": True}
+            learnt = Retrieval.learn(self.store, tell=self._tell("retrieval"))
+            learnt.add(self.store, self.usable).save(path)
+            return {"empty": False}
+
+        return not self.stages.run("retrieval", key_of(self.features_key), [path], work).result["empty"]
+
+    def pairs(self, with_retrieval: bool) -> list[Pair]:
+        """What is to be matched."""
+        options, path = self.options.pairs, self.folder / "pairs.txt"
+        given = [] if options.file is None else [_sha256(options.file)]
+        given += [] if options.model is None else sorted(map(_stat, Path(options.model).glob("*")))
+
+        def work() -> dict[str, Any]:
+            chosen = choose_pairs(self.store, self.usable, self.photos, options, self._loaded)
+            if options.first_pass:
+                chosen = drop_hopeless(self.store, chosen, self.pipeline.matcher, self._tell("pairs"))
+            write_pairs(path, chosen.pairs)
+            return {"how": chosen.how, "notes": chosen.notes}
+
+        if not with_retrieval:
+            self.notes.append("no photo has any keypoint")
+            write_pairs(path, [])
+            return []
+        matcher = matching_settings(self.pipeline) if options.first_pass else ""
+        key = key_of(self.features_key, asdict(options), given, matcher)
+        self.notes += self.stages.run("pairs", key, [path], work).result["notes"]
+        return read_pairs(path, self.names)
+
+    def match(self, pairs: Sequence[Pair], match_pairs: MatchPairs) -> str:
+        """All pairs; gives the key of the matches."""
+        path = self.folder / "matches.h5"
+        key = key_of(self.features_key, matching_settings(self.pipeline), pairs)
+
+        def work() -> dict[str, Any]:
+            matched = match_pairs(self.store, pairs, path, self._tell("match"))
+            return {"problems": {" ".join(pair): why for pair, why in matched.problems.items()}}
+
+        problems = self.stages.run("match", key, [path] if pairs else [], work).result["problems"]
+        self.notes += [f"{pair}: {why}" for pair, why in problems.items()]
+        return key
+
+    def database(self, pairs: Sequence[Pair], matched: str) -> dict[str, Any]:
+        """COLMAP's."""
+        path = self.folder / "database.db"
+
+        def work() -> dict[str, Any]:
+            path.unlink(missing_ok=True)
+            cameras = cameras_of(self.photos, self.usable, self.options.cameras)
+            matches = MatchStore(self.folder / "matches.h5", self.pipeline.extractor.signature)
+            written = write_database(path, self.store, matches, pairs, cameras)
+            return {**asdict(written), "made": time.time_ns(), "key": key}
+
+        key = key_of(self.features_key, matched, asdict(self.options.cameras))
+        return self.stages.run("database", key, [path], work).result
+
+    def verify(self, database: dict[str, Any]) -> dict[str, Any]:
+        """The two-view geometry of each pair, in COLMAP's database."""
+        limit = self.options.max_error_px
+
+        def work() -> dict[str, Any]:
+            path = self.folder / "database.db"
+            return asdict(verify(path, max_error_px=limit, tell=self._tell("verify")))
+
+        return self.stages.run("verify", key_of(database["key"], database["made"], limit), [], work).result
+
+    def reconstruct(self, database: dict[str, Any]) -> int:
+        """How many models there are."""
+        options, model = self.options, self.folder / "model"
+
+        def work() -> dict[str, Any]:
+            made = reconstruct(
+                self.folder / "database.db",
+                self.photos,
+                model,
+                mapper=options.mapper,
+                refine=options.cameras.refined,
+                tell=self._tell("reconstruct"),
+            )
+            return {"models": len(made)}
+
+        key = key_of(database["key"], options.max_error_px, options.mapper, options.cameras.refined)
+        return self.stages.run("reconstruct", key, [model], work).result["models"]
+
+    def page(self, summary: MapSummary) -> None:
+        """index.html."""
+        page = self.folder / "index.html"
+
+        def work() -> dict[str, Any]:
+            write_map_page(page, self.folder, self.photos, summary, self._told())
+            return {}
+
+        told = {**asdict(summary), "reused": []}
+        self.stages.run("page", key_of(self.features_key, told, self._told()), [page], work)
+
+    # --- parts
+
+    def _match_here(
+        self, store: FeatureStore, pairs: Sequence[Pair], path: Path, tell: Callable[[int, int], None]
+    ) -> Matched:
+        memory_mb, workers = self.options.memory_mb, self.options.workers
+        if workers > 1:
+            return match_with_workers(
+                store.path, pairs, path, self.pipeline.options, workers=workers, memory_mb=memory_mb, tell=tell
+            )
+        settings = matching_settings(self.pipeline)
+        return match_stored(
+            store, pairs, path, self.pipeline.matcher, settings=settings, memory_mb=memory_mb, tell=tell
+        )
+
+    def _loaded(self) -> Retrieval:
+        return Retrieval.load(self.folder / "retrieval.npz")
+
+    def _tell(self, stage: str) -> Callable[[int, int], None]:
+        return lambda done, of: self.tell(stage, done, of)
+
+    def _told(self) -> dict[str, Any]:
+        o = self.pipeline.options
+        return {
+            "pipeline": {one.name: getattr(o, one.name) for one in fields(o)},
+            "options": json.loads(json.dumps(asdict(self.options), default=str)),
+        }
+
+    def _tell_map(self, summary: MapSummary | None) -> None:
+        """Write map.json."""
+        told = {"schema": SCHEMA, "photos": str(self.photos.resolve()), **self._told()}
+        if summary is not None:
+            told["summary"] = asdict(summary)
+        with write_atomically(self.folder / "map.json") as temporary:
+            temporary.write_text(json.dumps(told, indent=1), encoding="utf-8")
+
+
+def _stat(path: Path) -> tuple[str, int, int]:
+    """What changes when a file does."""
+    stat = path.stat()
+    return path.name, stat.st_size, stat.st_mtime_ns
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(f"{str(path)!r} cannot be read ({error}). Check the path") from error

@@ -1,0 +1,58 @@
+"""What came of a map, and why nothing did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from isinglass.sfm.reconstruct import ModelReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapSummary:
+    """What came of a map.
+
+    photos        in the folder; `problems` of those that could not be used, by name
+    notes         what a person should know of the pairs
+    pairs         chosen; `matched` of them have matches, of `verified` a two-view geometry was found, with `inliers`
+    models        largest first
+    unregistered  photos with features that are in no model
+    reason        why there is no model; "" where there is one
+    seconds       of each stage, when it was done; `reused` are those that an earlier run had finished
+    """
+
+    photos: int
+    problems: dict[str, str]
+    notes: list[str]
+    pairs: int
+    matched: int
+    verified: int
+    inliers: int
+    models: list[ModelReport]
+    unregistered: list[str]
+    reason: str
+    seconds: dict[str, float]
+    reused: list[str]
+
+
+def why_no_model(summary: MapSummary, usable: Sequence[str]) -> MapSummary:
+    """The same with what is in no model, and the reason where there is none. `usable` photos have features."""
+    registered = {name for model in summary.models for name in model.registered}
+    summary = replace(summary, unregistered=[name for name in usable if name not in registered])
+    if summary.models:
+        return summary
+    if len(usable) < 2:
+        why = f"{len(usable)} of {summary.photos} photos can be used; expected at least two of one scene"
+    elif not summary.pairs:
+        why = "no pair of photos was chosen. Choose pairs another way, such as --pairs exhaustive"
+    elif not summary.verified:
+        why = (
+            f"no overlap was found: of {summary.pairs} pairs {summary.matched} have matches, and none of them agree "
+            "with a geometry of two views. Photos must show the same things; `isinglass doctor` looks into a pair"
+        )
+    else:
+        why = (
+            f"{summary.verified} pairs overlap, but no two photos could be the start of a map: too few matches, or all "
+            "are taken from one place or of the very same view. Move between photos"
+        )
+    return replace(summary, reason=why)
