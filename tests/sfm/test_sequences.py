@@ -20,8 +20,8 @@ from isinglass.sfm.tracking import TrackOptions
 
 WIDTH, HEIGHT, STEP_PX = 320, 240, 14
 OPTIONS = TrackOptions(least_matches=15)
-MATCHING = {"extractor": "rootsift", "matcher": "nearest", "ratio": 0.8, "max_keypoints": 300}
-COMMAND = ["--extractor", "rootsift", "--matcher", "nearest", "--ratio", "0.8", "--max-keypoints", "300"]
+MATCHING = {"extractor": "rootsift", "matcher": "nearest", "ratio": 0.8, "max_keypoints": 300, "resize": None}
+COMMAND = ["--extractor", "rootsift", "--matcher", "nearest", "--ratio", "0.8", "--max-keypoints", "300", "--original-size"]
 KILLED = """
 import os, signal, sys
 from isinglass.pipeline import Pipeline
@@ -31,7 +31,7 @@ sequences.SECONDS_A_PART = 0.0
 def tell(frame, done, of):
     if done == int(sys.argv[3]):
         os.kill(os.getpid(), signal.SIGKILL)
-pipeline = Pipeline(extractor="rootsift", matcher="nearest", ratio=0.8, max_keypoints=300)
+pipeline = Pipeline(extractor="rootsift", matcher="nearest", ratio=0.8, max_keypoints=300, resize=None)
 sequences.track_sequence(sys.argv[1], sys.argv[2], pipeline, TrackOptions(least_matches=15), tell=tell)
 """
 
