@@ -11,6 +11,7 @@ import multiprocessing
 import signal
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -23,7 +24,16 @@ from isinglass.models import best_device, load_matcher
 from isinglass.ops.linear import compute_dtype
 from isinglass.options import Options
 from isinglass.sfm.extraction import Tell
-from isinglass.sfm.matching import Chunk, Matched, MatchRun, Views, keypoints_a_batch, match_chunk, settings_of
+from isinglass.sfm.matching import (
+    PAIRS_A_CHUNK,
+    Chunk,
+    Matched,
+    MatchRun,
+    Views,
+    keypoints_a_batch,
+    match_chunk,
+    settings_of,
+)
 from isinglass.sfm.store import FeatureStore, Pair
 
 TRIES = 3  # of a chunk
@@ -56,7 +66,8 @@ def match_with_workers(
     features = FeatureStore(features_path)  # only its index is read here
     matcher = _as_on(places[0], options)
     settings, limits = settings_of(matcher, features.settings), (keypoints_a_batch(matcher), None)
-    with MatchRun(features, pairs, matches_path, settings=settings, limits=limits, tell=tell) as run:
+    book = {"settings": settings, "limits": limits, "chunk_pairs": PAIRS_A_CHUNK, "tell": tell}
+    with MatchRun(features, pairs, matches_path, **book) as run:
         team = _Team(run, features_path, options, max(1, memory_mb // workers))
         try:
             for i in range(min(workers, len(run.chunks))):
@@ -121,6 +132,8 @@ class _Team:
             worker.chunk.batches.pop(0)
             self.run.take(said)
             return
+        if kind == "refused":
+            raise InputError(said)
         if kind == "failed":
             self._failed(worker.chunk, said)
         self._hand_out(worker)
@@ -128,7 +141,8 @@ class _Team:
     def _hand_out(self, worker: _Worker) -> None:
         worker.chunk = self.waiting.popleft() if self.waiting else None
         if worker.chunk is not None:
-            worker.connection.send(worker.chunk)
+            with suppress(BrokenPipeError, ConnectionResetError):  # it has died: that is heard next
+                worker.connection.send(worker.chunk)
             return
         self.workers.remove(worker)
         self._ended.append(worker.process)
@@ -169,8 +183,10 @@ def _serve(connection: Connection, features_path: PathLike, options: Options, th
                 for found in match_chunk(views.get, chunk, matcher):
                     connection.send(("found", found))
                 connection.send(("done", None))
-            except (RuntimeError, InputError, MemoryError) as error:
+            except (RuntimeError, MemoryError) as error:
                 connection.send(("failed", str(error)))
+    except InputError as error:
+        connection.send(("refused", str(error)))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # nobody listens any more
 
