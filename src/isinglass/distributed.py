@@ -1,1 +1,231 @@
-"""The work of `isinglass.sfm` as tasks on a Ray cluster."""
+"""Extraction and matching as tasks on a Ray cluster: what `isinglass.sfm` does on one machine, with the same results.
+
+The driver, the process that calls this, reads photos and features and writes the stores; the nodes compute. They need
+this version of Isinglass and the weights (or a way to them), but no folder in common with the driver. A task whose
+process or node dies is given to another, up to TRIES times; what came back is written by the driver, once. Tasks, not
+actors: the next free place anywhere takes the next task, so a node may also come or go. A process keeps its models.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from isinglass.errors import InputError, IsinglassError, MissingExtra
+from isinglass.files import PathLike
+from isinglass.options import Options
+from isinglass.pipeline import pipeline_of
+from isinglass.sfm.extraction import Extraction, Filled, Missing, Tell, feature_settings
+from isinglass.sfm.matching import (
+    Chunk,
+    Found,
+    Matched,
+    MatchRun,
+    keypoints_a_batch,
+    match_chunk,
+    matching_settings,
+)
+from isinglass.sfm.store import FeatureStore, Pair
+from isinglass.types import Features
+
+TRIES = 3  # after the first
+PHOTOS_A_TASK, PAIRS_A_TASK = 8, 64
+ANSWERS_WITHIN_S = 10
+WAITING_A_PLACE = 2  # tasks that are sent ahead, for each that runs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Where to compute: a Ray cluster's address ("auto", "10.0.0.1:6379"), or "local" for one on this machine alone.
+
+    threads  cores that one task takes; gpus: share of one that it takes, 0 = none
+    """
+
+    address: str
+    threads: int = 1
+    gpus: float = 0.0
+
+    def connect(self) -> Any:
+        """The module `ray`, connected. Raises MissingExtra without it, InputError where nobody answers."""
+        try:
+            import ray
+        except ImportError as error:
+            raise MissingExtra("ray", "ray") from error
+        if not ray.is_initialized():
+            where: dict[str, Any] = {"address": self.address}
+            if self.address == "local":
+                where["include_dashboard"] = False
+            try:
+                host, _, port = self.address.rpartition(":")
+                if host and port.isdigit():  # Ray itself tries for minutes
+                    socket.create_connection((host, int(port)), timeout=ANSWERS_WITHIN_S).close()
+                ray.init(**where, log_to_driver=False)
+            except (OSError, ValueError, RuntimeError) as error:
+                raise InputError(
+                    f"no Ray cluster answers at {self.address!r} ({error}); expected host:port of one that `ray start "
+                    "--head` began, or 'local'"
+                ) from error
+        return ray
+
+    def places(self, ray: Any) -> int:
+        """How many tasks can run at a time, as the cluster is now."""
+        there = ray.cluster_resources()
+        counts = [there.get("CPU", 0) // self.threads]
+        if self.gpus:
+            counts.append(there.get("GPU", 0) // self.gpus)
+        return max(1, int(min(counts)))
+
+
+def extract_on_cluster(
+    store_path: PathLike,
+    photos: PathLike,
+    names: Sequence[str],
+    options: Options,
+    cluster: Cluster,
+    *,
+    masks: Path | None = None,
+    tell: Tell = lambda done, of: None,
+) -> Filled:
+    """As `sfm.extraction.extract_images`."""
+    ray = cluster.connect()
+    pipeline = pipeline_of(options)
+    with FeatureStore(store_path, pipeline.extractor.signature, feature_settings(pipeline)) as store:
+        run = Extraction(store, Path(photos), masks, names, tell)
+        try:
+            for sent, found in _run(ray, cluster, _extract, _photos(run), options):
+                for one, features in zip(sent, itertools.repeat(found) if _failed(found) else found, strict=False):
+                    run.finish(one, features)
+        finally:
+            run.write()
+        store.merge()
+    return run.filled()
+
+
+def match_on_cluster(
+    features: FeatureStore,
+    pairs: Sequence[Pair],
+    matches_path: PathLike,
+    options: Options,
+    cluster: Cluster,
+    *,
+    tell: Tell = lambda done, of: None,
+) -> Matched:
+    """As `sfm.matching.match_stored`, with the matcher of `options`."""
+    ray = cluster.connect()
+    pipeline = pipeline_of(options)
+    settings, limits = matching_settings(pipeline, features), (keypoints_a_batch(pipeline.matcher), None)
+    with MatchRun(
+        features, pairs, matches_path, settings=settings, limits=limits, chunk_pairs=PAIRS_A_TASK, tell=tell
+    ) as run:
+        contents = ((chunk, (chunk, {name: _view(features, name) for name in chunk.names})) for chunk in run.chunks)
+        for chunk, found in _run(ray, cluster, _match, contents, options):
+            for one in [({}, dict.fromkeys(chunk.pairs, str(found)))] if _failed(found) else found:
+                run.take(one)
+    return run.result
+
+
+# ---- on the driver
+
+
+def _run(
+    ray: Any, cluster: Cluster, function: Any, chunks: Iterator[tuple[Any, Any]], options: Options
+) -> Iterator[tuple[Any, Any]]:
+    """(what was sent, what came of it) of each chunk (label, content), as they are done; content is sent to the nodes.
+
+    What came is an InputError where all tries died. Raises what a node raises of itself: a wrong version, no weights.
+    """
+    task = ray.remote(num_cpus=cluster.threads, num_gpus=cluster.gpus, max_retries=TRIES)(function)
+    running: dict[Any, Any] = {}
+    more = True
+    while more or running:
+        while more and len(running) < WAITING_A_PLACE * cluster.places(ray):
+            label, content = next(chunks, (None, None))
+            more = label is not None
+            if more:
+                running[task.remote(content, options, cluster.threads, version("isinglass"))] = label
+        if running:
+            done, _ = ray.wait(list(running), num_returns=1)
+            yield running.pop(done[0]), _result(ray, done[0])
+
+
+def _result(ray: Any, reference: Any) -> Any:
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, IsinglassError) and not isinstance(cause, InputError):
+            raise cause from error  # of the node, not of what it was given: all others would end so, too
+        return cause if isinstance(cause, IsinglassError) else InputError(f"a task failed: {cause}")
+    except ray.exceptions.RayError as error:
+        return InputError(f"{TRIES + 1} processes that tried it died, the last so: {str(error).splitlines()[0]}")
+
+
+def _failed(found: Any) -> bool:
+    return isinstance(found, InputError)
+
+
+def _photos(run: Extraction) -> Iterator[tuple[list[Missing], list[tuple[bytes, bytes | None]]]]:
+    """Photos that are to be extracted, and their files' contents."""
+    missing = run.missing()
+    while some := list(itertools.islice(missing, PHOTOS_A_TASK)):
+        yield some, [(one.photo.read_bytes(), None if one.mask is None else one.mask.read_bytes()) for one in some]
+
+
+def _view(features: FeatureStore, name: str) -> Features | InputError:
+    try:
+        return features.get(name)
+    except InputError as error:
+        return error
+
+
+# ---- on a node
+
+
+def _extract(
+    photos: list[tuple[bytes, bytes | None]], options: Options, threads: int, sent_by: str
+) -> list[Features | InputError]:
+    from PIL import Image
+
+    pipeline = _prepared(options, threads, sent_by)
+
+    def one(photo: bytes, mask: bytes | None) -> Features | InputError:
+        try:
+            images = [None if content is None else Image.open(io.BytesIO(content)) for content in (photo, mask)]
+            assert images[0] is not None
+            return pipeline.extract(images[0], images[1]).to("cpu")
+        except OSError as error:
+            return InputError(f"it cannot be read as an image ({error}); expected one. Copy it again")
+        except InputError as error:
+            return error
+
+    return [one(*content) for content in photos]
+
+
+def _match(
+    content: tuple[Chunk, Mapping[str, Features | InputError]], options: Options, threads: int, sent_by: str
+) -> list[Found]:
+    chunk, views = content
+    pipeline = _prepared(options, threads, sent_by)
+
+    def view(name: str) -> Features:
+        one = views[name]
+        if isinstance(one, InputError):
+            raise one
+        return one.to(pipeline.device)
+
+    return list(match_chunk(view, chunk, pipeline.matcher))
+
+
+def _prepared(options: Options, threads: int, sent_by: str) -> Any:
+    if version("isinglass") != sent_by:
+        raise IsinglassError(f"a node has isinglass {version('isinglass')}, expected {sent_by} as on the driver")
+    torch.set_num_threads(threads)
+    return pipeline_of(options)
