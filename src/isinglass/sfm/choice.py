@@ -10,7 +10,7 @@ from typing import Literal
 from isinglass.errors import InputError
 from isinglass.files import PathLike
 from isinglass.sfm.gps import positions
-from isinglass.sfm.pairs import covisible, exhaustive, in_order, promising, read_pairs, sequential, spatial
+from isinglass.sfm.pairs import covisible, exhaustive, in_order, in_sequence, promising, read_pairs, sequential, spatial
 from isinglass.sfm.retrieval import Retrieval
 from isinglass.sfm.store import FeatureStore, Pair
 from isinglass.types import Matcher
@@ -62,13 +62,9 @@ class Chosen:
 
 
 def choose_pairs(
-    features: FeatureStore,
-    names: Sequence[str],
-    photos: PathLike,
-    options: PairOptions,
-    retrieval: Callable[[], Retrieval],
+    names: Sequence[str], photos: PathLike, options: PairOptions, retrieval: Callable[[], Retrieval]
 ) -> Chosen:
-    """Pairs of the images `names`, which are all in the store.
+    """Pairs of the images `names`, which are in the folder `photos`.
 
     retrieval  gives the retrieval with these images, where it is needed
 
@@ -81,8 +77,11 @@ def choose_pairs(
     if how == "exhaustive":
         pairs = exhaustive(names)
     elif how == "sequential":
-        loops = retrieval().pairs(names, options.loops, apart=options.overlap) if options.loops else []
-        pairs = sequential(names, options.overlap, loops=loops)
+        taken = in_sequence(names)
+        loops = []
+        if options.loops and len(taken) > options.overlap:
+            loops = retrieval().pairs(taken, options.loops, among=taken, apart=options.overlap)
+        pairs = in_order(sequential(taken, options.overlap, loops=loops), names)
     elif how == "spatial":
         pairs = _spatial(names, photos, options, retrieval, notes)
     elif how == "retrieval":
@@ -132,3 +131,12 @@ def _given(names: Sequence[str], options: PairOptions, notes: list[str]) -> list
         one = next(name for pair in pairs for name in pair if name not in known)
         notes.append(f"{len(pairs) - len(kept)} of {len(pairs)} pairs of {str(source)!r} name other photos ({one})")
     return in_order(kept, names)
+
+
+def expected_pairs(count: int, options: PairOptions) -> int:
+    """About how many pairs there will be of so many photos, before anything is known of them."""
+    every = count * (count - 1) // 2
+    if options.how == "exhaustive" or (options.how == "auto" and count <= options.exhaustive_up_to):
+        return every
+    each = options.overlap + options.loops if options.how == "sequential" else options.neighbours
+    return min(every, count * each)

@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,15 +84,17 @@ def write_database(
     """
     path = Path(path)
     if path.exists():
-        _check_version(path)
+        Project(path).close()  # which says what is wrong with it
     with write_atomically(path) as temporary:
         try:
             if path.exists():
                 shutil.copyfile(path, temporary)
-            with _opened(temporary) as database:
+            with quiet(), closing(pycolmap_module().Database.open(temporary)) as database:
                 return _fill(database, features, matches, list(pairs), cameras, descriptors)
         except RuntimeError as error:
-            raise WriteError(f"{str(path)!r} cannot be written ({error}); it is as it was. Free space") from error
+            raise WriteError(
+                f"{str(path)!r} cannot be written ({error}); it is as it was. Free space, or choose another path"
+            ) from error
         finally:
             for suffix in ("-wal", "-shm"):
                 temporary.with_name(temporary.name + suffix).unlink(missing_ok=True)
@@ -312,16 +314,6 @@ def seen_in(image: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 # ---- files
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    with quiet():
-        database = _open(path, path)
-        try:
-            yield database
-        finally:
-            database.close()
 
 
 def _open(path: Path, shown: Path) -> Any:

@@ -196,7 +196,7 @@ class _Making:
         given += [] if options.model is None else sorted(map(_stat, Path(options.model).glob("*")))
 
         def work() -> dict[str, Any]:
-            chosen = choose_pairs(self.store, self.usable, self.photos, options, self._loaded)
+            chosen = choose_pairs(self.usable, self.photos, options, self._loaded)
             if options.first_pass:
                 chosen = drop_hopeless(self.store, chosen, self.pipeline.matcher, self._tell("pairs"))
             write_pairs(path, chosen.pairs)

@@ -66,7 +66,7 @@ def _lead(summary: MapSummary) -> str:
     more = "" if len(summary.models) == 1 else f" {len(summary.models) - 1} more of other photos."
     return (
         f"<b>{best.images} of {summary.photos}</b> photos ({share:.0f} %) in one model of <b>{best.points:,}</b> "
-        f"points, each seen in {best.track_length:.1f} photos, with a mean error of {best.reprojection_error_px:.2f} px."
+        f"points, each seen in {best.track_length:.1f} photos; the mean error is {best.reprojection_error_px:.2f} px."
         f"{more}"
     )
 

@@ -84,6 +84,7 @@ def reconstruct(
     *,
     mapper: Mapper = "incremental",
     refine: bool = True,
+    threads: int | None = None,
     tell: Tell = lambda done, of: None,
 ) -> list[Path]:
     """Make models of the verified matches in a database: folders in `folder`, that of most images first; [] = none.
@@ -94,8 +95,9 @@ def reconstruct(
     COLMAP writes them. What was in `folder` is replaced, in one step. Keypoint i of an image in the features that the
     database was made of is point i of the image in the model.
 
-    refine  intrinsics too
-    tell    hears of images registered, of all there are; only of the incremental mapper
+    refine   intrinsics too
+    threads  None = one a core; with 1 the same database gives the same bytes each time, else sums are rounded differently
+    tell     hears of images registered, of all there are; only of the incremental mapper
 
     Raises InputError where the database or a folder cannot be read, WriteError where the models cannot be written.
     """
@@ -110,7 +112,8 @@ def reconstruct(
     shutil.rmtree(made, ignore_errors=True)
     try:
         made.mkdir(parents=True)
-        models = _map(database, photos, made / "all", mapper, refine, of, tell) if verified else []
+        options = _options(mapper, refine, min(of, LEAST_IMAGES), threads)
+        models = _map(database, photos, made / "all", options, of, tell) if verified else []
         for model in models:
             _colour(model, Path(photos))
         _write(models, made / "model")
@@ -122,9 +125,7 @@ def reconstruct(
     return [folder, *(folder / str(i) for i in range(1, len(models)))][: len(models)]
 
 
-def _map(
-    database: PathLike, photos: PathLike, folder: Path, mapper: Mapper, refine: bool, of: int, tell: Tell
-) -> list[Any]:
+def _map(database: PathLike, photos: PathLike, folder: Path, options: Any, of: int, tell: Tell) -> list[Any]:
     """The models, largest first."""
     colmap = pycolmap_module()
     folder.mkdir()
@@ -135,40 +136,33 @@ def _map(
         tell(registered[0], of)
 
     with quiet():
-        if mapper == "global":
-            found = colmap.global_mapping(database, photos, folder, _global_options(refine, min(of, LEAST_IMAGES)))
+        if isinstance(options, colmap.GlobalPipelineOptions):
+            found = colmap.global_mapping(database, photos, folder, options)
         else:
-            found = colmap.incremental_mapping(
-                database,
-                photos,
-                folder,
-                _incremental_options(refine, min(of, LEAST_IMAGES)),
-                next_image_callback=one_more,
-            )
+            found = colmap.incremental_mapping(database, photos, folder, options, next_image_callback=one_more)
     kept, known = [], set()
     for model in sorted(found.values(), key=lambda one: (-one.num_reg_images(), -one.num_points3D())):
         images = {image.name for image in model.images.values() if image.has_pose}
-        if images - known and len(images) >= min(of, LEAST_IMAGES):  # COLMAP also gives parts of larger ones
+        if images - known and len(images) >= options.min_model_size:  # COLMAP also gives parts of larger ones
             kept.append(model)
             known |= images
     return kept
 
 
-def _incremental_options(refine: bool, least: int) -> Any:
-    options = pycolmap_module().IncrementalPipelineOptions()
-    options.random_seed, options.extract_colors, options.min_model_size = _SEED, False, least
-    options.ba_refine_focal_length = options.ba_refine_extra_params = refine
-    options.mapper.abs_pose_refine_focal_length = options.mapper.abs_pose_refine_extra_params = refine
-    return options
-
-
-def _global_options(refine: bool, least: int) -> Any:
+def _options(mapper: Mapper, refine: bool, least: int, threads: int | None) -> Any:
     colmap = pycolmap_module()
-    options = colmap.GlobalPipelineOptions()
+    if mapper == "global":
+        options = colmap.GlobalPipelineOptions()
+        adjustment = options.mapper.bundle_adjustment
+        adjustment.refine_focal_length = adjustment.refine_extra_params = refine
+        options.mapper.global_positioning.use_gpu = adjustment.ceres.use_gpu = colmap.has_cuda
+    else:
+        options = colmap.IncrementalPipelineOptions()
+        options.extract_colors = False  # COLMAP cannot read all formats
+        options.ba_refine_focal_length = options.ba_refine_extra_params = refine
+        options.mapper.abs_pose_refine_focal_length = options.mapper.abs_pose_refine_extra_params = refine
     options.random_seed, options.min_model_size = _SEED, least
-    adjustment = options.mapper.bundle_adjustment
-    adjustment.refine_focal_length = adjustment.refine_extra_params = refine
-    options.mapper.global_positioning.use_gpu = adjustment.ceres.use_gpu = colmap.has_cuda
+    options.num_threads = -1 if threads is None else threads
     return options
 
 

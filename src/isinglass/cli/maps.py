@@ -1,0 +1,224 @@
+"""`isinglass map` and `export`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from isinglass.cli.common import (
+    MATCHER_OPTIONS,
+    OK,
+    PATH,
+    PIPELINE_OPTIONS,
+    SOME_FAILED,
+    complain,
+    make_pipeline,
+    options,
+)
+
+if TYPE_CHECKING:
+    from isinglass.sfm.mapping import MapOptions
+    from isinglass.sfm.summary import MapSummary
+
+_WAYS = ["auto", "exhaustive", "sequential", "spatial", "retrieval", "covisible", "file"]
+_EVERY_S = 20.0  # a line where nobody is looking
+# options of isinglass.sfm.cameras.CameraOptions and choice.PairOptions, with their defaults (a test holds them equal)
+CAMERA_OPTIONS = (
+    click.option("--camera-model", default="SIMPLE_RADIAL", show_default=True, help="As COLMAP names it."),
+    click.option(
+        "--camera",
+        "share",
+        type=click.Choice(["exif", "single", "folder", "image"]),
+        default="exif",
+        show_default=True,
+        help="Which photos are of one camera: whose EXIF agrees, all, those of a folder, none.",
+    ),
+    click.option("--camera-params", help="Known intrinsics, such as fx,fy,cx,cy; (0, 0) is a pixel's centre."),
+    click.option("--refine/--no-refine", default=None, help="Intrinsics, too; unless they are known."),
+)
+PAIR_OPTIONS = (
+    click.option("--pairs", "how", type=click.Choice(_WAYS), default="auto", show_default=True, help="How to choose."),
+    click.option("--pairs-file", "file", type=PATH, help="Text file of two names a line; implies --pairs file."),
+    click.option("--pairs-model", "model", type=PATH, help="COLMAP model of these photos; implies --pairs covisible."),
+    click.option("--neighbours", type=click.IntRange(1), default=20, show_default=True, help="Of a photo, at most."),
+    click.option("--overlap", type=click.IntRange(1), default=10, show_default=True, help="--pairs sequential."),
+    click.option("--loops", type=click.IntRange(0), default=5, show_default=True, help="Likewise; 0 = no loops."),
+    click.option("--max-distance-m", type=float, default=100.0, show_default=True, help="--pairs spatial."),
+    click.option("--first-pass", is_flag=True, help="Drop pairs that few keypoints find hopeless."),
+)
+
+
+@click.command("map", short_help="Make a map of a folder of photos.")
+@click.argument("photos", type=PATH)
+@click.option("-o", "--output", type=PATH, default=Path("map"), show_default=True, help="Folder of the map.")
+@click.option("--mapper", type=click.Choice(["incremental", "global"]), default="incremental", show_default=True)
+@click.option("--masks", type=PATH, help="Folder of <photo>.png: keypoints only where they are not black.")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that match.")
+@click.option("--cache-mb", type=click.IntRange(1), default=1000, show_default=True, help="Features held in memory.")
+@click.option("--json", "as_json", is_flag=True, help="The summary as JSON on stdout.")
+@options(*PAIR_OPTIONS, *CAMERA_OPTIONS, *PIPELINE_OPTIONS, *MATCHER_OPTIONS)
+def make(photos: Path, output: Path, as_json: bool, **settings: Any) -> int:
+    """Make a map of all photos in and below PHOTOS: features, pairs, matches, a COLMAP model, and a page to look at.
+
+    A run that was stopped goes on where it was when the same command is given again. Exit code 1: there is no model, or
+    some photos could not be used.
+    """
+    from isinglass.sfm.mapping import make_map
+
+    chosen = map_options(settings)
+    view = _View(chosen)
+    summary = make_map(photos, output, make_pipeline(settings), chosen, tell=view.tell)
+    view.end()
+    click.echo(json.dumps(asdict(summary)) if as_json else _told(summary, output))
+    for name, why in summary.problems.items():
+        complain(f"{name}: {why}", SOME_FAILED)
+    if not summary.models:
+        return complain(f"there is no model: {summary.reason}", SOME_FAILED)
+    return SOME_FAILED if summary.problems else OK
+
+
+@click.group(short_help="A map for other programs.")
+def export() -> None:
+    """Write a map, or a project of COLMAP, in the form of another program."""
+
+
+@export.command("colmap", short_help="A project of COLMAP.")
+@click.argument("source", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help="Folder of the project.")
+@click.option("--photos", type=PATH, help="Folder of the photos, where SOURCE is no map.")
+@click.option("--descriptors", is_flag=True, help="Put those of SIFT into the database, too.")
+@options(*CAMERA_OPTIONS)
+def export_to_colmap(source: Path, output: Path, photos: Path | None, descriptors: bool, **settings: Any) -> int:
+    """Write database.db, sparse/0, ... and image-list.txt of SOURCE: a map, or what `match-many` wrote."""
+    from isinglass.sfm.exchange import export_colmap
+
+    cameras = _camera_options(settings)
+    done = export_colmap(source, output, photos=photos, cameras=cameras, descriptors=descriptors)
+    click.echo(f"{done.images} images and {done.pairs} pairs in {done.folder}", err=True)
+    return OK
+
+
+@export.command("hloc", short_help="Files of hloc.")
+@click.argument("source", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help="Folder of the files.")
+def export_to_hloc(source: Path, output: Path) -> int:
+    """Write features.h5, matches.h5 and pairs.txt of SOURCE: a map, or a database of COLMAP."""
+    from isinglass.sfm.exchange import export_hloc
+
+    done = export_hloc(source, output)
+    click.echo(f"{done.images} images and {done.pairs} pairs in {done.folder}", err=True)
+    return OK
+
+
+@export.command("pairs", short_help="The pairs of a COLMAP project.")
+@click.argument("source", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help="The list.")
+@click.option("--verified/--matched", default=True, show_default=True, help="With a two-view geometry, or matches.")
+def export_to_pairs(source: Path, output: Path, verified: bool) -> int:
+    """Write the pairs of SOURCE, a database of COLMAP or a map, as a list for --pairs-file and `match-many`."""
+    from isinglass.sfm.exchange import export_pairs
+
+    click.echo(f"{export_pairs(source, output, verified=verified)} pairs in {output}", err=True)
+    return OK
+
+
+def map_options(settings: dict[str, Any]) -> MapOptions:
+    """The options of a map, taken out of a command's."""
+    from dataclasses import fields
+
+    from isinglass.sfm.choice import PairOptions
+    from isinglass.sfm.mapping import MapOptions
+
+    if settings["file"] is not None:
+        settings["how"] = "file"
+    elif settings["model"] is not None:
+        settings["how"] = "covisible"
+    pairs = {one.name: settings.pop(one.name) for one in fields(PairOptions) if one.name in settings}
+    rest = {name: settings.pop(name) for name in ("mapper", "masks", "workers")}
+    memory_mb = settings.pop("cache_mb")
+    return MapOptions(pairs=PairOptions(**pairs), cameras=_camera_options(settings), memory_mb=memory_mb, **rest)
+
+
+def _camera_options(settings: dict[str, Any]) -> Any:
+    from isinglass.sfm.cameras import CameraOptions
+
+    params = settings.pop("camera_params")
+    try:
+        values = None if params is None else tuple(map(float, params.split(",")))
+    except ValueError:
+        raise click.UsageError(f"--camera-params is {params!r}; expected numbers with commas between them") from None
+    return CameraOptions(
+        model=settings.pop("camera_model"), share=settings.pop("share"), params=values, refine=settings.pop("refine")
+    )
+
+
+def _told(summary: MapSummary, output: Path) -> str:
+    """For a person."""
+    lines = [
+        f"{summary.pairs} pairs, {summary.matched} with matches, {summary.verified} with a two-view geometry "
+        f"({summary.inliers} matches)",
+        *summary.notes,
+    ]
+    for i, one in enumerate(summary.models):
+        lines.append(
+            f"model{f'/{i}' if i else ''}: {one.images} of {summary.photos} photos, {one.points} points, each in "
+            f"{one.track_length:.1f} photos, reprojection error {one.reprojection_error_px:.2f} px"
+        )
+    if len(summary.models) > 1:
+        lines.append(f"{len(summary.models)} models: these photos do not hang together, or show more than one scene")
+    if summary.models and summary.unregistered:
+        lines.append(f"in no model: {', '.join(summary.unregistered)}")
+    times = (f"{name} {seconds:.1f} s" for name, seconds in summary.seconds.items())
+    return "\n".join([*lines, ", ".join(times), f"see {output / 'index.html'}"])
+
+
+class _View:
+    """One line on stderr for all stages; where a person is looking it changes in place."""
+
+    def __init__(self, chosen: MapOptions) -> None:
+        self.chosen, self.progress = chosen, None
+        self.told_s, self.width, self.is_live = 0.0, 0, sys.stderr.isatty()
+
+    def tell(self, stage: str, done: int, of: int) -> None:
+        """A stage has done so many of its units."""
+        from isinglass.sfm.choice import expected_pairs
+        from isinglass.sfm.mapping import STAGES
+        from isinglass.sfm.progress import Progress
+
+        if self.progress is None:  # the first stage that tells anything is of photos, or knows better itself
+            pairs = expected_pairs(of, self.chosen.pairs)
+            by_photo = ("extract", "retrieval", "reconstruct")
+            first_pass = self.chosen.pairs.first_pass
+            units = {name: of if name in by_photo else pairs for name in STAGES}
+            self.progress = Progress(units | {"pairs": pairs if first_pass else 0})
+        self.progress.update(stage, done, of)
+        now = time.monotonic()
+        if now - self.told_s < (0.2 if self.is_live else _EVERY_S) and done < of:
+            return
+        self.told_s = now
+        place = STAGES.index(stage) + 1
+        self._show(f"{stage} {done} of {of} (stage {place} of {len(STAGES)}), about {_time(self.progress.left_s)} left")
+
+    def end(self) -> None:
+        """Leave the line."""
+        if self.is_live and self.width:
+            click.echo(err=True)
+
+    def _show(self, line: str) -> None:
+        if self.is_live:
+            click.echo(f"\r{line.ljust(self.width)}", nl=False, err=True)
+            self.width = len(line)
+        else:
+            click.echo(line, err=True)
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,202 @@
+"""From matches to models: what comes of it is what was true, the same each time, whatever stops it in between."""
+
+import numpy as np
+import pytest
+
+from isinglass.errors import InputError
+from isinglass.sfm.colmap import Project, camera_of, seen_in, write_database
+from isinglass.sfm.reconstruct import read_model, reconstruct, report_of, verify
+from isinglass.sfm.store import PairMatches
+from mapped_scene import PARAMS, SIZE, MappedScene
+
+
+def database_of(scene, pairs=None, known=True, folder=None):
+    """Not verified yet."""
+    path = (folder or scene.folder) / "database.db"
+    camera = camera_of(scene.model, SIZE, PARAMS[scene.model])
+    camera.has_prior_focal_length = known
+    chosen = scene.pairs if pairs is None else pairs
+    write_database(path, scene.features(), scene.matches(pairs=chosen), chosen, [(camera, scene.names)])
+    return path
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    made = MappedScene(tmp_path_factory.mktemp("scene"))
+    made.database = database_of(made)
+    made.verified = verify(made.database)
+    return made
+
+
+def geometries(path):
+    with Project(path) as project:
+        return {pair: project.matches(*pair, verified=True).tolist() for pair in project.inliers}
+
+
+# ---- verification
+
+
+def test_right_matches_are_told_from_wrong_ones(scene):
+    right = wrong = 0
+    for (name0, name1), found in geometries(scene.database).items():
+        same = [scene.seen[name0][i] == scene.seen[name1][j] for i, j in found]
+        right, wrong = right + sum(same), wrong + len(same) - sum(same)
+    assert scene.verified.pairs == scene.verified.verified == len(scene.pairs)
+    assert scene.verified.inliers == right + wrong
+    assert wrong < 0.02 * right
+
+
+def test_verification_goes_on_where_it_was_stopped(scene, tmp_path):
+    """Pairs one by one, with a stop in the middle, as all at once."""
+    path = database_of(scene, folder=tmp_path)
+    told = []
+
+    def stop(done, of):
+        told.append(done)
+        if done == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        verify(path, tell=stop, chunk=4)
+    assert len(geometries(path)) == 8
+    again = []
+    verify(path, tell=lambda done, of: again.append(done), chunk=4)
+    assert (told, again) == ([0, 4, 8], [8, 12, 16, 20, 21])
+    assert geometries(path) == geometries(scene.database)
+
+
+def test_pairs_that_share_nothing_are_not_verified(tmp_path):
+    scene = MappedScene(tmp_path, views=2)
+    rng = np.random.default_rng(0)
+    count = len(scene.seen["000.png"])
+    indices = rng.permutation(len(scene.seen["001.png"]))[:20].astype(np.int32)
+    indices = np.concatenate([indices, np.full(count - len(indices), -1, np.int32)])
+    scene.matches_of = lambda *pair: PairMatches(indices=indices, scores=np.ones(count, np.float32))
+    found = verify(database_of(scene))
+    assert (found.pairs, found.verified, found.inliers) == (1, 0, 0)
+    assert reconstruct(tmp_path / "database.db", scene.photos, tmp_path / "model") == []
+    assert list((tmp_path / "model").iterdir()) == []
+
+
+def test_names_with_spaces(tmp_path):
+    scene = MappedScene(tmp_path, views=3)
+    scene.names = [f"view {name}" for name in scene.names]
+    for kept in ("seen", "keypoints"):
+        setattr(scene, kept, {f"view {name}": value for name, value in getattr(scene, kept).items()})
+    scene.pairs = [(f"view {one}", f"view {other}") for one, other in scene.pairs]
+    assert verify(database_of(scene), chunk=1).verified == 3
+
+
+# ---- models
+
+
+@pytest.mark.parametrize("mapper", ["incremental", "global"])
+def test_cameras_are_where_they_were(scene, tmp_path, mapper):
+    told = []
+    places = reconstruct(
+        scene.database, scene.photos, tmp_path / "m", mapper=mapper, tell=lambda done, of: told.append((done, of))
+    )
+    assert places == [tmp_path / "m"]
+    report = report_of(places[0])
+    assert report.registered == scene.names
+    assert report.points > 200
+    assert report.track_length > 3
+    assert report.reprojection_error_px < 0.5
+    assert max(scene.centre_errors(read_model(places[0])).values()) < 0.02
+    assert {of for _, of in told} <= {7}
+
+
+@pytest.mark.parametrize("model", ["PINHOLE", "OPENCV_FISHEYE"])
+def test_other_camera_models(tmp_path, model):
+    scene = MappedScene(tmp_path, views=5, model=model)
+    verify(database_of(scene))
+    (place,) = reconstruct(tmp_path / "database.db", scene.photos, tmp_path / "model", refine=False)
+    found = read_model(place)
+    assert max(scene.centre_errors(found).values()) < 0.02
+    (camera,) = found.cameras.values()
+    assert camera.model_name == model
+    np.testing.assert_allclose(camera.params, scene.camera.params)
+
+
+def test_a_focal_length_that_is_not_known_is_found(tmp_path):
+    scene = MappedScene(tmp_path)
+    scene_params, PARAMS["SIMPLE_RADIAL"] = PARAMS["SIMPLE_RADIAL"], (384.0, 159.5, 119.5, 0.0)
+    try:
+        verify(database_of(scene, known=False))
+    finally:
+        PARAMS["SIMPLE_RADIAL"] = scene_params
+    (place,) = reconstruct(tmp_path / "database.db", scene.photos, tmp_path / "model")
+    (camera,) = read_model(place).cameras.values()
+    assert camera.params[0] == pytest.approx(250, rel=0.03)
+
+
+def test_one_database_gives_one_model(scene, tmp_path):
+    for name in ("a", "b"):
+        reconstruct(scene.database, scene.photos, tmp_path / name, threads=1)
+    for file in ("cameras.bin", "images.bin", "points3D.bin"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_points_of_an_image_are_its_keypoints(scene, tmp_path):
+    """What localisation counts on: the same order, half a pixel away."""
+    (place,) = reconstruct(scene.database, scene.photos, tmp_path / "model")
+    for image in read_model(place).images.values():
+        keypoints, known = seen_in(image)
+        np.testing.assert_allclose(keypoints, scene.keypoints[image.name], atol=1e-4)
+        assert known.sum() == image.num_points3D
+
+
+def test_points_have_the_colours_of_photos(scene, tmp_path):
+    (place,) = reconstruct(scene.database, scene.photos, tmp_path / "model")
+    colours = np.array([point.color for point in read_model(place).points3D.values()])
+    assert (colours >= 60).all()
+    assert (colours <= 66).all()
+    assert (colours == colours[:, :1]).all()
+
+
+def test_two_scenes_give_two_models(tmp_path):
+    """Pairs only within the first four and within the last five."""
+    scene = MappedScene(tmp_path, views=9)
+    pairs = [pair for pair in scene.pairs if (pair[0] < "004.png") == (pair[1] < "004.png")]
+    verify(database_of(scene, pairs))
+    first, second = reconstruct(tmp_path / "database.db", scene.photos, tmp_path / "model")
+    assert (first, second) == (tmp_path / "model", tmp_path / "model/1")
+    assert report_of(first).registered == scene.names[4:]
+    assert report_of(second).registered == scene.names[:4]
+
+
+def test_models_are_replaced_whole(scene, tmp_path):
+    (tmp_path / "model/1").mkdir(parents=True)
+    (tmp_path / "model/1/cameras.bin").write_text("of an earlier run")
+    (tmp_path / ".model.making").mkdir()
+    reconstruct(scene.database, scene.photos, tmp_path / "model")
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["model"]
+    assert not (tmp_path / "model/1").exists()
+
+
+def test_a_mapper_that_is_stopped_leaves_what_was_there(scene, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/cameras.bin").write_text("of an earlier run")
+
+    def stop(done, of):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        reconstruct(scene.database, scene.photos, tmp_path / "model", tell=stop)
+    assert (tmp_path / "model/cameras.bin").read_text() == "of an earlier run"
+    assert [one.name for one in tmp_path.iterdir()] == ["model"]
+
+
+def test_nothing_of_colmap_is_on_stderr(scene, tmp_path, capfd):
+    verify(database_of(scene, folder=tmp_path))
+    reconstruct(scene.database, scene.photos, tmp_path / "model")
+    assert capfd.readouterr().err == ""
+
+
+def test_what_cannot_be_used(scene, tmp_path):
+    with pytest.raises(InputError, match="the mapper is 'magic'"):
+        reconstruct(scene.database, scene.photos, tmp_path / "model", mapper="magic")
+    with pytest.raises(InputError, match="there is no folder"):
+        reconstruct(scene.database, tmp_path / "absent", tmp_path / "model")
+    with pytest.raises(InputError, match="cannot be read as a model"):
+        read_model(tmp_path)
