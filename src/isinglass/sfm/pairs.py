@@ -6,6 +6,7 @@ Every function gives each pair once, sorted, and in each pair that image first w
 from __future__ import annotations
 
 import itertools
+import re
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,6 +35,15 @@ def in_order(pairs: Iterable[Pair], names: Sequence[str]) -> list[Pair]:
     except KeyError as error:
         raise InputError(f"a pair names {error.args[0]!r}, which is none of the {len(names)} images") from None
     return [(names[i], names[j]) for i, j in sorted(found)]
+
+
+def in_sequence(names: Sequence[str]) -> list[str]:
+    """The names sorted with numbers by their value: "frame9.jpg" before "frame10.jpg"."""
+
+    def parts(name: str) -> list[tuple[bool, int, str]]:
+        return [(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in re.split(r"(\d+)", name)]
+
+    return sorted(names, key=parts)
 
 
 def exhaustive(names: Sequence[str]) -> list[Pair]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -268,3 +269,25 @@ class Retrieval:
             for start in range(0, len(self), _ROWS):
                 self._index.add(self.vectors[start : start + _ROWS].astype(np.float32))
         return self._index
+
+
+def retrieval_of(
+    features: FeatureStore,
+    file: PathLike | None = None,
+    *,
+    words: int | None = None,
+    seed: int = 0,
+    tell: Tell = lambda done, of: None,
+) -> Retrieval:
+    """With all images of a store; what `file` has of them already is taken from there, and `file` is written.
+
+    A file that is damaged, of another signature, or of less than a half of the images is made again, words and all.
+    """
+    known = None
+    if file is not None and Path(file).is_file():
+        with suppress(InputError):
+            known = Retrieval.load(file, features.signature)
+    missing = [name for name in features if known is None or name not in known]
+    if known is None or 2 * len(missing) > len(features):
+        known = Retrieval.learn(features, words=words, seed=seed, tell=tell)
+    return known.add(features, save=file, tell=tell)

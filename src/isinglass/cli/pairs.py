@@ -1,0 +1,156 @@
+"""`isinglass pairs`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from isinglass.cli.common import (
+    MATCHER_OPTIONS,
+    OK,
+    PATH,
+    PIPELINE_OPTIONS,
+    SOME_FAILED,
+    complain,
+    make_pipeline,
+    options,
+)
+from isinglass.cli.maps import PAIR_OPTIONS
+
+if TYPE_CHECKING:
+    from isinglass.sfm.choice import Chosen, PairOptions
+    from isinglass.sfm.retrieval import Retrieval
+    from isinglass.sfm.store import FeatureStore
+
+
+@click.command(short_help="Choose which images to match.")
+@click.argument("source", type=PATH)
+@click.option("-o", "--output", type=PATH, default=Path("pairs.txt"), show_default=True, help="The list.")
+@click.option("--photos", type=PATH, help="Folder of the photos, where SOURCE is a store: for --pairs spatial.")
+@click.option("--words", type=click.IntRange(1), help="Of the vocabulary of likeness; by the number of images.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the vocabulary.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@options(*PAIR_OPTIONS, *PIPELINE_OPTIONS, *MATCHER_OPTIONS)
+def pairs(
+    source: Path,
+    output: Path,
+    photos: Path | None,
+    words: int | None,
+    seed: int,
+    as_json: bool,
+    **settings: Any,
+) -> int:
+    """Choose pairs of SOURCE, a folder of photos or a features.h5, and write two names a line.
+
+    --pairs says how: exhaustive (all), sequential (neighbours in the order of names, and loops), spatial (GPS),
+    retrieval (images that look alike), covisible (by a COLMAP model), file. Features, where a way needs them, and
+    vectors of likeness are kept beside the list, and are there when the same command is given again.
+    """
+    from dataclasses import fields
+
+    from isinglass.sfm.choice import PairOptions, choose_pairs, drop_hopeless
+    from isinglass.sfm.pairs import write_pairs
+
+    if settings["file"] is not None or settings["model"] is not None:
+        settings["how"] = "covisible" if settings["file"] is None else "file"
+    chosen_by = PairOptions(**{one.name: settings.pop(one.name) for one in fields(PairOptions) if one.name in settings})
+    images = _Images(source, output, settings)
+    try:
+        if photos is not None:
+            images.photos = photos
+        elif source.is_file() and chosen_by.how == "spatial":
+            raise click.UsageError("--pairs spatial reads GPS from photos: give their folder as --photos, too.")
+        names = images.names(chosen_by)
+        chosen = choose_pairs(names, images.photos, chosen_by, lambda: images.retrieval(words=words, seed=seed))
+        if chosen_by.first_pass and chosen.pairs:
+            chosen = drop_hopeless(images.opened(), chosen, images.matcher(), images.told("first pass"))
+    finally:
+        images.close()
+    write_pairs(output, chosen.pairs)
+    _tell(chosen, names, output, as_json)
+    for problem in images.problems.values():
+        complain(problem, SOME_FAILED)
+    return SOME_FAILED if images.problems else OK
+
+
+def _tell(chosen: Chosen, names: Sequence[str], output: Path, as_json: bool) -> None:
+    every = len(names) * (len(names) - 1) // 2
+    if as_json:
+        found = {"images": len(names), "pairs": len(chosen.pairs), "of": every, "how": chosen.how}
+        click.echo(json.dumps({**found, "notes": chosen.notes, "output": str(output)}))
+        return
+    for note in chosen.notes:
+        click.echo(note, err=True)
+    share = f" ({100 * len(chosen.pairs) / every:.1f} % of all)" if every else ""
+    click.echo(f"{len(chosen.pairs)} pairs of {len(names)} images by {chosen.how}{share} in {output}", err=True)
+
+
+class _Images:
+    """What the command's images are, and what is made of them when it is needed."""
+
+    def __init__(self, source: Path, output: Path, settings: dict[str, Any]) -> None:
+        self.source, self.settings = source, settings
+        self.photos = source
+        self.features_file = source if source.is_file() else output.with_name("features.h5")
+        self.retrieval_file = output.with_name("retrieval.npz")
+        self.problems: dict[str, str] = {}
+        self.store: FeatureStore | None = None
+
+    def names(self, chosen: PairOptions) -> list[str]:
+        """Of all images that can be used; features are extracted where pairs are to be chosen by them."""
+        if self.source.is_file():
+            return list(self.opened())
+        from isinglass.sfm.extraction import extract_images, image_names
+
+        found = image_names(self.source)
+        if not self._needs_features(found, chosen):
+            return found
+        pipeline = make_pipeline({**self.settings, "matcher": "nearest"})
+        filled = extract_images(self.features_file, self.source, found, pipeline, tell=self.told("extracting"))
+        self.problems = filled.problems
+        return [name for name in found if name not in filled.problems]
+
+    def _needs_features(self, names: Sequence[str], chosen: PairOptions) -> bool:
+        if chosen.how == "spatial" and not chosen.first_pass:
+            from isinglass.sfm.gps import positions
+
+            return bool(positions(self.photos, names)[1])
+        by_likeness = chosen.how == "retrieval" or (chosen.how == "auto" and len(names) > chosen.exhaustive_up_to)
+        return chosen.first_pass or by_likeness or (chosen.how == "sequential" and chosen.loops > 0)
+
+    def opened(self) -> FeatureStore:
+        """The features of the images."""
+        from isinglass.sfm.store import FeatureStore
+
+        if self.store is None:
+            self.store = FeatureStore(self.features_file)
+        return self.store
+
+    def retrieval(self, *, words: int | None, seed: int) -> Retrieval:
+        """Vectors of all images that have features."""
+        from isinglass.sfm.retrieval import retrieval_of
+
+        return retrieval_of(self.opened(), self.retrieval_file, words=words, seed=seed, tell=self.told("describing"))
+
+    def matcher(self) -> Any:
+        """That of the command's options, for these features."""
+        return make_pipeline({**self.settings, "extractor": self.opened().signature.extractor}).matcher
+
+    def told(self, stage: str) -> Any:
+        """What shows how far a stage is, where a person is looking."""
+
+        def tell(done: int, of: int) -> None:
+            if sys.stderr.isatty():
+                click.echo(f"\r{stage}: {done} of {of} ", nl=done >= of, err=True)
+
+        return tell
+
+    def close(self) -> None:
+        """Let go of the store."""
+        if self.store is not None:
+            self.store.close()
