@@ -49,20 +49,30 @@ class Plan:
 
 
 FEATURES = {"sift": "rootsift", "aliked": "aliked-n16"}
-SHORTER = {"homography": 2000, "posed": 500}  # steps on ALIKED, half of those on SIFT: all there was time for
+POSED = ("sift",)  # features of which weights go through the posed stage; of ALIKED's there was no time for it
+SHORTER = {"aliked": {"steps": 2000}}  # of the first stage, half of the recipe's, for the same reason
+
+
+def last_stage(kind, features):
+    """The stage that a kind's matching is learnt in last."""
+    return f"{kind}-{features}-{'posed' if features in POSED else 'homography'}"
+
+
 RUNS = {
     f"{kind}-{features}-{stage}": Plan(
         recipe=f"{kind}-{features}-{stage}-small",
-        start={"posed": f"{kind}-{features}-homography", "confidence": f"{kind}-{features}-posed"}.get(stage),
-        changes={"steps": SHORTER[stage]} if features == "aliked" and stage in SHORTER else {},
+        start={"posed": f"{kind}-{features}-homography", "confidence": last_stage(kind, features)}.get(stage),
+        changes=SHORTER.get(features, {}) if stage == "homography" else {},
     )
     for kind in ("lightglue", "superglue")
     for features in FEATURES
     for stage in ("homography", "posed", "confidence")
-    if (kind, stage) != ("superglue", "confidence")
+    if (kind, stage) != ("superglue", "confidence") and (stage != "posed" or features in POSED)
 }
 SHIPPED = {  # run -> name of the weights
-    f"{kind}-{features}-{'confidence' if kind == 'lightglue' else 'posed'}": f"{kind}-{features}-small"
+    f"lightglue-{features}-confidence"
+    if kind == "lightglue"
+    else last_stage(kind, features): f"{kind}-{features}-small"
     for kind in ("lightglue", "superglue")
     for features in FEATURES
 }

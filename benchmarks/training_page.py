@@ -172,12 +172,14 @@ def trained_rows(results):
     rows = []
     for features in ("sift", "aliked"):
         logs = {
-            kind: [log_of(results, f"{kind}-{features}-{stage}") for stage in ("homography", "posed")] for kind in KINDS
+            kind: [log for stage in ("homography", "posed") if (log := log_of(results, f"{kind}-{features}-{stage}"))]
+            for kind in KINDS
         }
-        seen = {tuple(log[-1]["pairs"] for log in both) for both in logs.values()}
+        seen = {tuple(log[-1]["pairs"] for log in stages) for stages in logs.values()}
         assert len(seen) == 1, f"the kinds saw other numbers of pairs: {seen}"
-        hours = (f"{sum(map(seconds_of, both)) / 3600:.1f}" for both in logs.values())
-        rows.append(f"| {features} | {' | '.join(f'{count:,}' for count in seen.pop())} | {' and '.join(hours)} |")
+        pairs = [f"{count:,}" for count in seen.pop()]
+        hours = (f"{sum(map(seconds_of, stages)) / 3600:.1f}" for stages in logs.values())
+        rows.append(f"| {features} | {' | '.join([*pairs, 'none'][:2])} | {' and '.join(hours)} |")
     return "\n".join(rows)
 
 
