@@ -8,6 +8,7 @@ does, however that ends.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 from collections import deque
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ import torch
 from isinglass.errors import InputError, IsinglassError
 from isinglass.files import PathLike
 from isinglass.models import best_device, load_matcher
+from isinglass.ops.attention import fastest_kernel
 from isinglass.ops.linear import compute_dtype
 from isinglass.options import Options
 from isinglass.sfm.extraction import Tell
@@ -68,7 +70,8 @@ def match_with_workers(
     settings, limits = settings_of(matcher, features.settings), (keypoints_a_batch(matcher), None)
     book = {"settings": settings, "limits": limits, "chunk_pairs": PAIRS_A_CHUNK, "tell": tell}
     with MatchRun(features, pairs, matches_path, **book) as run:
-        team = _Team(run, features_path, options, max(1, memory_mb // workers))
+        kernel = fastest_kernel(getattr(matcher, "compute_dtype", torch.float32)).__name__
+        team = _Team(run, features_path, options, max(1, memory_mb // workers), kernel)
         try:
             for i in range(min(workers, len(run.chunks))):
                 team.start(places[i % len(places)], max(1, torch.get_num_threads() // workers))
@@ -90,8 +93,9 @@ class _Worker:
 class _Team:
     """The workers of a run."""
 
-    def __init__(self, run: MatchRun, features_path: PathLike, options: Options, memory_mb: int) -> None:
+    def __init__(self, run: MatchRun, features_path: PathLike, options: Options, memory_mb: int, kernel: str) -> None:
         self.run, self.features_path, self.options, self.memory_mb = run, features_path, options, memory_mb
+        self.kernel = kernel  # of attention: one for all, as they round otherwise
         self.waiting = deque(run.chunks)
         self.workers: list[_Worker] = []
         self._ended: list[Any] = []  # processes
@@ -101,7 +105,14 @@ class _Team:
     def start(self, device: str, threads: int) -> None:
         """One more worker, which says when it is ready."""
         ours, theirs = self._spawn.Pipe()
-        arguments = theirs, self.features_path, replace(self.options, device=device), threads, self.memory_mb
+        arguments = (
+            theirs,
+            self.features_path,
+            replace(self.options, device=device),
+            threads,
+            self.memory_mb,
+            self.kernel,
+        )
         process = self._spawn.Process(target=_serve, args=arguments, daemon=True)
         process.start()
         theirs.close()  # so that its end is seen here
@@ -168,9 +179,12 @@ class _Team:
             self.run.take(({}, dict.fromkeys(chunk.pairs, f"{TRIES} workers failed at these pairs: {why}")))
 
 
-def _serve(connection: Connection, features_path: PathLike, options: Options, threads: int, memory_mb: int) -> None:
+def _serve(
+    connection: Connection, features_path: PathLike, options: Options, threads: int, memory_mb: int, kernel: str
+) -> None:
     """A worker: chunks come, what is found goes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started it is told, and ends it
+    os.environ["ISINGLASS_ATTENTION"] = kernel
     torch.set_num_threads(threads)
     device = torch.device(options.device or "cpu")
     try:
