@@ -93,6 +93,37 @@ def track(source: Path, output: Path, every: int, as_json: bool, **settings: Any
     return SOME_FAILED if summary.problems or not summary.keyframes else OK
 
 
+@click.command(short_help="Look at a map in the browser.")
+@click.argument("map_folder", metavar="MAP", type=PATH)
+@click.option("--photos", type=PATH, help="Folder of the photos; as the map says if not given.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0: other machines can look, too.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="Or the next free one.")
+@click.option("--browser/--no-browser", default=True, show_default=True, help="Open the page.")
+def view(map_folder: Path, photos: Path | None, host: str, port: int, browser: bool) -> int:
+    """Show MAP in the browser until Ctrl-C: points, cameras with their photos, the graph of matches, a pair's matches.
+
+    MAP is a folder that `isinglass map` wrote, or of a COLMAP model (cameras, images and points3D).
+    """
+    import threading
+    import webbrowser
+
+    from isinglass.sfm.scene import Scene
+    from isinglass.sfm.viewer import MapViewer
+
+    viewer = MapViewer(Scene(map_folder, photos), host, port)
+    try:
+        click.echo("Ctrl-C ends it", err=True)
+        click.echo(viewer.url)
+        if browser:
+            webbrowser.open(viewer.url)
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        viewer.close()
+    return OK
+
+
 def _told(summary: TrackSummary, output: Path) -> str:
     return (
         f"{summary.frames} frames ({len(summary.lost)} lost), {len(summary.keyframes)} keyframes, "
