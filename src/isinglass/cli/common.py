@@ -76,13 +76,18 @@ def make_pipeline(settings: dict[str, Any]) -> Pipeline:
     """The pipeline that the command's options describe."""
     from isinglass.pipeline import Pipeline
 
+    return Pipeline(**pipeline_options(settings))
+
+
+def pipeline_options(settings: dict[str, Any]) -> dict[str, Any]:
+    """Fields of isinglass.options.Options, of the command's options."""
     values = dict(settings)
     values["adaptive"] = not values.pop("all_layers", False)
     if values.pop("all_keypoints"):
         values["max_keypoints"] = None
     if values.pop("original_size"):
         values["resize"] = None
-    return Pipeline(**values)
+    return values
 
 
 def with_progress(items: Iterable[Any], count: int, label: str) -> Iterator[Any]:

@@ -1,0 +1,145 @@
+"""`isinglass match-many`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from isinglass.cli.common import (
+    MATCHER_OPTIONS,
+    OK,
+    PATH,
+    PIPELINE_OPTIONS,
+    SOME_FAILED,
+    complain,
+    options,
+    pipeline_options,
+)
+from isinglass.errors import InputError
+
+if TYPE_CHECKING:
+    from isinglass.sfm.extraction import Filled
+    from isinglass.sfm.matching import Matched
+    from isinglass.sfm.store import Pair
+
+
+@click.command("match-many", short_help="Match many pairs of photos into one file.")
+@click.argument("source", type=PATH)
+@click.argument("pairs")
+@click.option("-o", "--output", type=PATH, default=Path("matches.h5"), show_default=True, help="The matches.")
+@click.option("--masks", type=PATH, help="Folder of <photo>.png: keypoints only where they are not black.")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that match.")
+@click.option("--cache-mb", type=click.IntRange(1), default=1000, show_default=True, help="Features held in memory.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@options(*PIPELINE_OPTIONS, *MATCHER_OPTIONS)
+def match_many(
+    source: Path,
+    pairs: str,
+    output: Path,
+    masks: Path | None,
+    workers: int,
+    cache_mb: int,
+    as_json: bool,
+    **settings: Any,
+) -> int:
+    """Match PAIRS of SOURCE: a folder of photos, whose features.h5 is made beside the output, or a features.h5.
+
+    PAIRS is a text file of two names a line, such as `isinglass pairs` writes, or "all". The files are as those of
+    hloc. A run that was stopped goes on where it was when the same command is given again.
+    """
+    if settings["rotation"] == "auto":
+        raise InputError("--rotation auto matches each pair four times, which match-many does not; choose exif or none")
+    store, filled = source, None
+    if not source.is_file():
+        store = output.with_name("features.h5")
+        filled = _extracted(source, store, masks, settings)
+    elif masks is not None:
+        raise click.UsageError("--masks is for a folder of photos; the features of SOURCE are there already.")
+    result = _matched(store, pairs, output, settings, workers=workers, memory_mb=cache_mb)
+    failed = _complain(filled, result)
+    if as_json:
+        told = {"made": result.made, "reused": result.reused, "failed": len(result.problems)}
+        images = None if filled is None else {"made": filled.made, "reused": filled.reused}
+        click.echo(json.dumps({**told, "seconds": result.seconds, "images": images, "output": str(output)}))
+    else:
+        rate = f" ({result.made / result.seconds:.1f} a second)" if result.made else ""
+        click.echo(f"{result.made} pairs matched{rate}, {result.reused} were there; {output}", err=True)
+    return SOME_FAILED if failed else OK
+
+
+def _extracted(photos: Path, store: Path, masks: Path | None, settings: dict[str, Any]) -> Filled:
+    from isinglass.pipeline import Pipeline
+    from isinglass.sfm.extraction import extract_images, image_names
+
+    names = image_names(photos)
+    values = pipeline_options(settings)
+    values |= {"matcher": "nearest", "filter_threshold": None, "ratio": None}  # it only extracts
+    pipeline = Pipeline(**values)
+    with _shown("extracting") as tell:
+        return extract_images(store, photos, names, pipeline, masks=masks, tell=tell)
+
+
+def _matched(
+    store: Path, pairs: str, output: Path, settings: dict[str, Any], *, workers: int, memory_mb: int
+) -> Matched:
+    import torch
+
+    from isinglass.models import best_device, load_matcher
+    from isinglass.options import Options
+    from isinglass.sfm.matching import match_stored, settings_of
+    from isinglass.sfm.store import FeatureStore
+    from isinglass.sfm.workers import match_with_workers
+
+    with FeatureStore(store) as features:
+        for problem in features.problems.values():
+            complain(problem, SOME_FAILED)
+        values = pipeline_options(settings)
+        values["extractor"] = features.signature.extractor
+        chosen = Options.of(**values)
+        wanted = _pairs(pairs, list(features))
+        with _shown("matching") as tell:
+            if workers > 1:
+                more = {"workers": workers, "memory_mb": memory_mb, "tell": tell}
+                return match_with_workers(store, wanted, output, chosen, **more)
+            matcher = load_matcher(chosen, torch.device(chosen.device or best_device()))
+            text = settings_of(matcher, features.settings)
+            return match_stored(features, wanted, output, matcher, settings=text, memory_mb=memory_mb, tell=tell)
+
+
+def _pairs(pairs: str, names: list[str]) -> list[Pair]:
+    from isinglass.sfm.pairs import exhaustive, read_pairs
+
+    return exhaustive(names) if pairs == "all" else read_pairs(pairs)
+
+
+def _complain(filled: Filled | None, result: Matched) -> bool:
+    """Of photos and pairs that could not be used, each once: a pair of such a photo is not told again."""
+    photos = {} if filled is None else filled.problems
+    for name, why in photos.items():
+        complain(f"{name}: {why}", SOME_FAILED)
+    for pair, why in result.problems.items():
+        if not set(pair) & set(photos):
+            complain(f"{' '.join(pair)}: {why}", SOME_FAILED)
+    return bool(photos or result.problems)
+
+
+@contextmanager
+def _shown(label: str) -> Iterator[Callable[[int, int], None]]:
+    """What to tell how much is done: a bar with the time that is left, on stderr where a person is looking."""
+    bars: list[Any] = []
+
+    def tell(done: int, of: int) -> None:
+        if of and sys.stderr.isatty():
+            if not bars:
+                bars.append(click.progressbar(length=of, label=label, show_pos=True, file=sys.stderr))
+            bars[0].update(done - bars[0].pos)
+
+    yield tell
+    if bars:
+        bars[0].render_finish()
