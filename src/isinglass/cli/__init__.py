@@ -14,6 +14,7 @@ import click
 
 from isinglass.cli.common import NOT_AVAILABLE, OK, SOME_FAILED, WRONG_USAGE, complain
 from isinglass.cli.evaluation import calibrate, compare, evaluate, report, tune
+from isinglass.cli.localize import localize
 from isinglass.cli.matching import doctor, extract, match, models
 from isinglass.cli.sequences import track, view
 from isinglass.cli.training import recipes, train
@@ -48,6 +49,7 @@ def cli() -> None:
 for command in (match, extract, models, doctor, evaluate, compare, report, calibrate, tune, train, recipes):
     cli.add_command(command)
 cli.add_command(track)
+cli.add_command(localize)
 cli.add_command(view)
 
 
