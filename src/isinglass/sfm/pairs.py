@@ -21,7 +21,7 @@ from isinglass.sfm.store import FeatureStore, Pair
 from isinglass.types import Features, Matcher, chunk_pairs
 
 Tell = Callable[[int, int], None]
-LEAST_MATCHES = 8  # of the first pass, see docs/maps.md
+LEAST_MATCHES = 3.0  # of the first pass, each counted by its score: see docs/maps.md
 FEW_KEYPOINTS_IN_MEMORY = 2**20  # of the first pass: 0.5 GB of 128 channels
 BATCH_KEYPOINTS = 2**14
 _ROWS = 1024  # of distances held at once
@@ -166,25 +166,27 @@ def promising(
     matcher: Matcher,
     *,
     keypoints: int = 256,
-    least: int = LEAST_MATCHES,
+    least: float = LEAST_MATCHES,
     tell: Tell = lambda done, of: None,
 ) -> list[Pair]:
     """Of the pairs, in their order, those where the best `keypoints` of both images have at least `least` matches.
 
-    This takes a small part of the time that matching all keypoints takes. Pairs with an image that the store does not
-    have are dropped. `tell` hears how many pairs are done.
+    Each match counts by its score, which tells right from wrong better than the plain number does: the matcher is to be
+    one whose scores say how likely a match is, which those of "nearest" do not. This takes a small part of the time
+    that matching all keypoints takes. Pairs with an image that the store does not have are dropped. `tell` hears how
+    many pairs are done.
     """
-    return [pair for pair, count in few_matches(features, pairs, matcher, keypoints, tell) if count >= least]
+    return [pair for pair, count in first_pass(features, pairs, matcher, keypoints, tell) if count >= least]
 
 
-def few_matches(
+def first_pass(
     features: FeatureStore,
     pairs: Sequence[Pair],
     matcher: Matcher,
     keypoints: int = 256,
     tell: Tell = lambda done, of: None,
-) -> Iterator[tuple[Pair, int]]:
-    """Each pair of images that the store has, and how many matches the best `keypoints` of both have."""
+) -> Iterator[tuple[Pair, float]]:
+    """Each pair of images that the store has, and the sum of the scores of the matches of their best `keypoints`."""
     loaded: OrderedDict[str, Features] = OrderedDict()
 
     def few(name: str) -> Features:
@@ -205,7 +207,7 @@ def few_matches(
             m for part in chunk_pairs(views, BATCH_KEYPOINTS) for m in matcher.match_many(*zip(*part, strict=True))
         ]
         done += len(chunk)
-        yield from zip(chunk, (len(one.pairs()) for one in found), strict=True)
+        yield from zip(chunk, (float(one.pair_scores().sum()) for one in found), strict=True)
         tell(done, len(pairs))
 
 
