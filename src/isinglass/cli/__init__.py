@@ -15,8 +15,11 @@ import click
 from isinglass.cli.common import NOT_AVAILABLE, OK, SOME_FAILED, WRONG_USAGE, complain
 from isinglass.cli.evaluation import calibrate, compare, evaluate, report, tune
 from isinglass.cli.localize import localize
+from isinglass.cli.maps import export, make
 from isinglass.cli.matching import doctor, extract, match, models
+from isinglass.cli.pairs import pairs
 from isinglass.cli.sequences import track, view
+from isinglass.cli.stores import match_many
 from isinglass.cli.training import recipes, train
 from isinglass.errors import IsinglassError, MissingExtra, WeightsError
 
@@ -49,8 +52,12 @@ def cli() -> None:
 for command in (match, extract, models, doctor, evaluate, compare, report, calibrate, tune, train, recipes):
     cli.add_command(command)
 cli.add_command(track)
-cli.add_command(localize)
 cli.add_command(view)
+cli.add_command(make)
+cli.add_command(export)
+cli.add_command(localize)
+cli.add_command(pairs)
+cli.add_command(match_many)
 
 
 def _show_log() -> None:
