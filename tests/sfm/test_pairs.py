@@ -83,7 +83,8 @@ def test_numbers_in_names_count_by_their_value():
 
 
 @pytest.mark.parametrize("altitude", [True, False])
-def test_spatial_is_what_a_plain_loop_finds(altitude):
+def test_spatial_is_what_a_plain_loop_finds(altitude, monkeypatch):
+    monkeypatch.setattr("isinglass.sfm.pairs._DISTANCES", 300)  # in several blocks
     rng = np.random.default_rng(0)
     places = {f"{i}": rng.uniform(0, 100, 3) for i in range(40)}
     expected = set()

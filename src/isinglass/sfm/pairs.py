@@ -24,7 +24,7 @@ Tell = Callable[[int, int], None]
 LEAST_MATCHES = 3.0  # of the first pass, each counted by its score: see docs/maps.md
 FEW_KEYPOINTS_IN_MEMORY = 2**20  # of the first pass: 0.5 GB of 128 channels
 BATCH_KEYPOINTS = 2**14
-_ROWS = 1024  # of distances held at once
+_DISTANCES = 2**22  # held at once: 32 MB
 
 
 def in_order(pairs: Iterable[Pair], names: Sequence[str]) -> list[Pair]:
@@ -90,14 +90,16 @@ def spatial(
         raise InputError(f"the position of {bad!r} is {points_N3[names.index(bad)].tolist()}; expected finite numbers")
     used_ND = points_N3 if altitude else points_N3[:, :2]
     count = min(max_neighbours, len(names) - 1)
-    near = []
-    for start in range(0, len(names), _ROWS):
-        rows = range(start, min(start + _ROWS, len(names)))
-        distance_RN = np.sqrt(sum((used_ND[rows, None, k] - used_ND[None, :, k]) ** 2 for k in range(used_ND.shape[1])))
-        distance_RN[np.arange(len(rows)), rows] = np.inf
-        order_RK = np.argsort(distance_RN, axis=1, kind="stable")[:, :count]
-        close_RK = np.take_along_axis(distance_RN, order_RK, axis=1) <= max_distance_m
-        near += [(names[rows[r]], names[order_RK[r, k]]) for r, k in np.argwhere(close_RK)]
+    near, rows = [], max(_DISTANCES // len(names), 1)
+    for start in range(0, len(names), rows):
+        own_RD = used_ND[start : start + rows]
+        distance_RN = np.sqrt(sum((own_RD[:, None, k] - used_ND[None, :, k]) ** 2 for k in range(used_ND.shape[1])))
+        distance_RN[np.arange(len(own_RD)), start + np.arange(len(own_RD))] = np.inf
+        farthest_R = np.minimum(np.partition(distance_RN, count - 1, axis=1)[:, count - 1], max_distance_m)
+        for r, distance_N in enumerate(distance_RN):
+            close = np.flatnonzero(distance_N <= farthest_R[r])
+            order = np.argsort(distance_N[close], kind="stable")[:count]
+            near += [(names[start + r], names[i]) for i in close[order]]
     return in_order(near, names)
 
 
