@@ -17,10 +17,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from isinglass.errors import InputError, IsinglassError, MissingExtra
 from isinglass.files import PathLike
+from isinglass.ops.threads import use_threads
 from isinglass.options import Options
 from isinglass.pipeline import pipeline_of
 from isinglass.sfm.extraction import Extraction, Filled, Missing, Tell, feature_settings
@@ -227,5 +226,5 @@ def _match(
 def _prepared(options: Options, threads: int, sent_by: str) -> Any:
     if version("isinglass") != sent_by:
         raise IsinglassError(f"a node has isinglass {version('isinglass')}, expected {sent_by} as on the driver")
-    torch.set_num_threads(threads)
+    use_threads(threads)
     return pipeline_of(options)

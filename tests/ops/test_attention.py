@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from isinglass.ops import attention
-from isinglass.ops.attention import Blocked, Dense, Fused, Packed, fastest_kernel, reference_attention
+from isinglass.ops.attention import Blocked, Dense, Fused, Packed, agree_on_kernel, fastest_kernel, reference_attention
 from isinglass.ops.linear import has_onednn
 
 HEADS, SIZE = 2, 8
@@ -117,3 +117,19 @@ def test_either_kernel_is_the_reference(monkeypatch, kernel, dtype, queries, key
 def test_the_kernel_is_chosen_once():
     assert fastest_kernel(torch.float32) is fastest_kernel(torch.float32)
     assert fastest_kernel(torch.bfloat16) in (Blocked, Fused)
+
+
+def test_the_kernel_can_be_agreed_on(monkeypatch):
+    """By an environment variable, or by processes that belong together."""
+    fastest_kernel.cache_clear()
+    try:
+        for name, kernel in {"Blocked": Blocked, "Fused": Fused}.items():
+            monkeypatch.setenv("ISINGLASS_ATTENTION", name)
+            fastest_kernel.cache_clear()
+            assert fastest_kernel(torch.float32) is kernel
+        agree_on_kernel("Blocked")
+        assert fastest_kernel(torch.float32) is Blocked
+    finally:
+        agree_on_kernel("")
+    monkeypatch.delenv("ISINGLASS_ATTENTION")
+    assert fastest_kernel(torch.float32) in (Blocked, Fused)

@@ -168,6 +168,15 @@ class Fused:
         out_NHC.copy_(F.scaled_dot_product_attention(*of_view, scale=math.log(2))[0].transpose(0, 1))
 
 
+_agreed: list[str] = []  # the kernel, in a process that is one of several
+
+
+def agree_on_kernel(name: str) -> None:
+    """The name of the class that `fastest_kernel` gives from now on, for a process of the library's own."""
+    _agreed[:] = [name]
+    fastest_kernel.cache_clear()
+
+
 @functools.cache
 def fastest_kernel(dtype: torch.dtype) -> type[Blocked] | type[Fused]:
     """Which is faster on this CPU for values of that dtype.
@@ -176,7 +185,8 @@ def fastest_kernel(dtype: torch.dtype) -> type[Blocked] | type[Fused]:
     They round otherwise: processes whose results are to be the same to the bit say "Blocked" or "Fused" in the
     environment variable ISINGLASS_ATTENTION.
     """
-    if (name := os.environ.get("ISINGLASS_ATTENTION")) in ("Blocked", "Fused"):
+    name = (_agreed and _agreed[0]) or os.environ.get("ISINGLASS_ATTENTION")
+    if name in ("Blocked", "Fused"):
         return Blocked if name == "Blocked" else Fused
     spent: dict[type[Blocked] | type[Fused], list[float]] = {Blocked: [], Fused: []}
 

@@ -96,6 +96,11 @@ def for_each(work: Callable[[_Item], object], items: Sequence[_Item]) -> None:
         one.result()
 
 
+def use_threads(count: int) -> None:
+    """So many threads from now on, for a process of the library's own: of others that is the user's to say."""
+    torch.set_num_threads(count)
+
+
 class _Mode:
     """The caller's inference and gradient modes, which a thread does not inherit."""
 

@@ -8,7 +8,6 @@ does, however that ends.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 from collections import deque
 from collections.abc import Sequence
@@ -22,8 +21,9 @@ import torch
 from isinglass.errors import InputError, IsinglassError
 from isinglass.files import PathLike
 from isinglass.models import best_device, load_matcher
-from isinglass.ops.attention import fastest_kernel
+from isinglass.ops.attention import agree_on_kernel, fastest_kernel
 from isinglass.ops.linear import compute_dtype
+from isinglass.ops.threads import use_threads
 from isinglass.options import Options
 from isinglass.sfm.extraction import Tell
 from isinglass.sfm.matching import (
@@ -184,8 +184,8 @@ def _serve(
 ) -> None:
     """A worker: chunks come, what is found goes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started it is told, and ends it
-    os.environ["ISINGLASS_ATTENTION"] = kernel
-    torch.set_num_threads(threads)
+    agree_on_kernel(kernel)
+    use_threads(threads)
     device = torch.device(options.device or "cpu")
     try:
         matcher = load_matcher(options, device)
