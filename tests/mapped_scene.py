@@ -6,7 +6,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from isinglass.pipeline import Pipeline
+from isinglass.sfm.cameras import CameraOptions
 from isinglass.sfm.colmap import camera_of
+from isinglass.sfm.mapping import MapOptions, make_map
 from isinglass.sfm.store import FeatureStore, MatchStore, PairMatches
 from isinglass.types import Features, Matches, Signature
 
@@ -25,7 +28,7 @@ class MappedScene:
     def __init__(self, folder, views=7, count=250, model="SIMPLE_RADIAL", noise_px=0.2, seed=0):
         rng = np.random.default_rng(seed)
         self.folder, self.photos, self.model = folder, folder / "photos", model
-        self.photos.mkdir(parents=True)
+        self.photos.mkdir(parents=True, exist_ok=True)
         self.camera = camera_of(model, SIZE, PARAMS[model])
         self.names = [f"{i:03}.png" for i in range(views)]
         self.points = rng.uniform([-2, -1.5, 3.5], [4, 1.5, 7], (count, 3))
@@ -33,7 +36,8 @@ class MappedScene:
         self.rotations = [turned(0.05 * (i - views / 2)) for i in range(views)]
         self.seen, self.keypoints = {}, {}
         for name, centre, rotation in zip(self.names, self.centres, self.rotations, strict=True):
-            Image.new("L", SIZE, FIRST + len(self.seen)).save(self.photos / name)  # by which `Knowing` knows it
+            if not (self.photos / name).exists():
+                photo(FIRST + len(self.seen)).save(self.photos / name)
             local = (self.points - centre) @ rotation.T
             landed = np.array(self.camera.img_from_cam(local)) - 0.5 + rng.normal(0, noise_px, (count, 2))
             inside = ((landed > 0) & (landed < np.array(SIZE) - 1)).all(axis=1)
@@ -78,6 +82,31 @@ class MappedScene:
         found = np.array([placed[name] for name in names])
         similarity = pycolmap.estimate_sim3d(found, truth)
         return dict(zip(names, np.linalg.norm(similarity * found - truth, axis=1), strict=True))
+
+
+SINGLE = MapOptions(cameras=CameraOptions(share="single"))
+
+
+class Setup:
+    """A scene, and what makes a map of it."""
+
+    def __init__(self, folder, **scene):
+        self.scene = MappedScene(folder, **scene)
+        self.knowing = Knowing(self.scene)
+        self.folder = folder / "map"
+        self.pipeline = Pipeline(
+            custom_extractor=self.knowing, custom_matcher=self.knowing, resize=None, min_distance=0.0, device="cpu"
+        )
+
+    def make(self, options=SINGLE, **more):
+        return make_map(self.scene.photos, self.folder, self.pipeline, options, **more)
+
+
+def photo(grey):
+    """An image of one grey, by which `Knowing` knows it; but for one pixel, as images of one colour are masked."""
+    image = Image.new("L", SIZE, grey)
+    image.putpixel((SIZE[0] - 1, 0), 255)
+    return image
 
 
 def matched(points0, points1):

@@ -9,7 +9,6 @@ along). This module imports Pillow, and pycolmap later.
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -217,22 +216,23 @@ def camera_of(model: str, size: tuple[int, int], params: Sequence[float]) -> Any
 
 
 class Project:
-    """An existing database of COLMAP, to read: its file is never changed.
+    """An existing database of COLMAP, to read from a copy: COLMAP writes to files that it opens, and old ones anew.
 
     names    of its images, in the order of their ids
-    matched  how many matches each pair has, as they were matched
+    matched  how many matches each pair has, as they were matched; pairs and the names in each are sorted
     inliers  how many agree with the pair's two-view geometry, of all pairs that were verified; 0 = there is none
 
-    Databases of earlier COLMAPs are read from a copy, as COLMAP rewrites them when it opens them. Raises InputError for
-    a file that is none, or of a later COLMAP. To be used in a `with` statement, or to be closed.
+    in_place  read the file itself, which only a database of this COLMAP's version takes well
+
+    Raises InputError for a file that is none, or of a later COLMAP. To be used in a `with` statement, or to be closed.
     """
 
-    def __init__(self, path: PathLike) -> None:
+    def __init__(self, path: PathLike, *, in_place: bool = False) -> None:
         self.path = Path(path)
-        is_ours = _check_version(self.path)
+        _check_version(self.path)
         with ExitStack() as stack, quiet():
             file = self.path
-            if not is_ours or not os.access(self.path, os.W_OK):
+            if not in_place:
                 file = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="isinglass-"))) / "database.db"
                 for suffix in ("", "-wal"):
                     with suppress(FileNotFoundError):
@@ -302,8 +302,11 @@ class Project:
     @staticmethod
     def _counts(name_of: dict[int, str], pair_ids: Sequence[int], counts: Sequence[int]) -> dict[Pair, int]:
         to_pair = pycolmap_module().pair_id_to_image_pair
-        found = {to_pair(pair): int(count) for pair, count in zip(pair_ids, counts, strict=True)}
-        return {(name_of[one], name_of[other]): found[one, other] for one, other in sorted(found)}
+        found: dict[Pair, int] = {}
+        for pair_id, count in zip(pair_ids, counts, strict=True):
+            one, other = sorted(name_of[image_id] for image_id in to_pair(pair_id))
+            found[one, other] = int(count)
+        return dict(sorted(found.items()))
 
 
 def seen_in(image: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -326,8 +329,8 @@ def _open(path: Path, shown: Path) -> Any:
         ) from error
 
 
-def _check_version(path: Path) -> bool:
-    """Whether it is of the COLMAP here. Raises InputError unless it is, or pycolmap can bring it up to date."""
+def _check_version(path: Path) -> None:
+    """Raises InputError unless pycolmap can read the file as it is, or knows how to bring it up to date."""
     try:
         with path.open("rb") as opened:
             head = opened.read(_VERSION_AT + 4)
@@ -345,4 +348,3 @@ def _check_version(path: Path) -> bool:
             f"{str(path)!r} was written by COLMAP {made}, later than the {ours} of pycolmap here. Update it: "
             "pip install -U pycolmap"
         )
-    return found == known

@@ -193,7 +193,7 @@ def _draw_view(axes: Any, points: Floats, centres: Floats, ends: Floats, colours
 def _charts(folder: Path, models: Sequence[Any]) -> list[Chart]:
     charts = []
     try:
-        with Project(folder / "database.db") as project:
+        with Project(folder / "database.db", in_place=True) as project:
             charts.append(_match_graph(project))
     except InputError as error:
         charts.append(Chart(title="Match graph", note=str(error)))

@@ -48,7 +48,7 @@ def verify(
     colmap = pycolmap_module()
     options = colmap.TwoViewGeometryOptions()
     options.ransac.max_error, options.ransac.random_seed = max_error_px, _SEED
-    with Project(database) as project:
+    with Project(database, in_place=True) as project:
         todo = [pair for pair, count in project.matched.items() if count and pair not in project.inliers]
         of = len(project.matched)
     tell(of - len(todo), of)
@@ -69,7 +69,7 @@ def verify(
                     f"{str(database)!r} cannot be written ({error}); pairs that were verified before are kept"
                 ) from error
             tell(of - len(todo) + start + len(part), of)
-    with Project(database) as project:
+    with Project(database, in_place=True) as project:
         counts = list(project.inliers.values())
     return Verified(pairs=of, verified=sum(count > 0 for count in counts), inliers=sum(counts))
 
@@ -96,7 +96,7 @@ def reconstruct(
     database was made of is point i of the image in the model.
 
     refine   intrinsics too
-    threads  None = one a core; with 1 the same database gives the same bytes each time, else sums are rounded differently
+    threads  None = one a core; with 1 the same database gives the same bytes, else sums may be rounded differently
     tell     hears of images registered, of all there are; only of the incremental mapper
 
     Raises InputError where the database or a folder cannot be read, WriteError where the models cannot be written.
@@ -106,7 +106,7 @@ def reconstruct(
     if not Path(photos).is_dir():
         raise InputError(f"there is no folder {str(photos)!r}; expected the one of the photos")
     folder = Path(folder)
-    with Project(database) as project:
+    with Project(database, in_place=True) as project:
         of, verified = len(project.names), any(project.inliers.values())
     made = folder.with_name(f".{folder.name}.making")  # what a killed run left there goes
     shutil.rmtree(made, ignore_errors=True)

@@ -1,0 +1,197 @@
+"""Maps for other programs, and projects of COLMAP read back: what goes out comes in."""
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from isinglass.errors import InputError
+from isinglass.pipeline import Pipeline
+from isinglass.sfm.cameras import CameraOptions
+from isinglass.sfm.colmap import Project, camera_of, pycolmap_module, quiet, write_database
+from isinglass.sfm.exchange import export_colmap, export_hloc, export_pairs, import_project
+from isinglass.sfm.pairs import read_pairs
+from isinglass.sfm.reconstruct import read_model, reconstruct, verify
+from isinglass.sfm.store import FeatureStore, MatchStore
+from mapped_scene import SIZE, MappedScene
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    """A map without its page: stores, database, model."""
+    made = MappedScene(tmp_path_factory.mktemp("map"), views=4)
+    cameras = [(camera_of("SIMPLE_RADIAL", SIZE, (250, 159.5, 119.5, 0.02)), made.names)]
+    write_database(made.folder / "database.db", made.features(), made.matches(), made.pairs, cameras)
+    verify(made.folder / "database.db")
+    reconstruct(made.folder / "database.db", made.photos, made.folder / "model", threads=1)
+    return made
+
+
+# ---- out
+
+
+def test_a_project_of_colmap(scene, tmp_path):
+    done = export_colmap(scene.folder, tmp_path / "out")
+    assert (done.images, done.pairs) == (4, 6)
+    assert (tmp_path / "out/image-list.txt").read_text().split() == scene.names
+    assert read_model(tmp_path / "out/sparse/0").num_reg_images() == 4
+    with Project(tmp_path / "out/database.db") as ours, Project(scene.folder / "database.db") as map_:
+        assert ours.inliers == map_.inliers
+        assert ours.matched == map_.matched
+
+
+def test_all_models_go_out(scene, tmp_path):
+    source = tmp_path / "map"
+    source.mkdir()
+    scene.features(source / "features.h5")
+    scene.matches(source / "matches.h5")
+    for place in ("model", "model/1", "model/10", "model/2"):
+        (source / place).mkdir()
+        (source / place / "cameras.bin").write_text(place)
+    export_colmap(source, tmp_path / "out", photos=scene.photos, cameras=CameraOptions(share="single"))
+    told = [(tmp_path / f"out/sparse/{i}/cameras.bin").read_text() for i in range(4)]
+    assert told == ["model", "model/1", "model/2", "model/10"]
+
+
+def test_stores_without_a_map_need_photos(scene, tmp_path):
+    source = tmp_path / "matched"
+    source.mkdir()
+    scene.features(source / "features.h5")
+    scene.matches(source / "matches.h5")
+    with pytest.raises(InputError, match="give the folder of the photos"):
+        export_colmap(source, tmp_path / "out")
+    done = export_colmap(source, tmp_path / "out", photos=scene.photos)
+    assert done.pairs == 6
+    with Project(tmp_path / "out/database.db") as project:
+        assert project.inliers == {}
+        assert project.camera("000.png").params[0] == pytest.approx(1.2 * 320)
+
+
+def test_files_that_hloc_reads(scene, tmp_path):
+    """As hloc reads them: `keypoints` and `matches0` by the names of images, pairs from a list."""
+    done = export_hloc(scene.folder, tmp_path / "out")
+    assert (done.images, done.pairs) == (4, 6)
+    pairs = [line.split() for line in (tmp_path / "out/pairs.txt").read_text().splitlines()]
+    assert [tuple(pair) for pair in pairs] == scene.pairs
+    with h5py.File(tmp_path / "out/features.h5") as features, h5py.File(tmp_path / "out/matches.h5") as matches:
+        for name0, name1 in pairs:
+            np.testing.assert_allclose(features[name0]["keypoints"].__array__(), scene.keypoints[name0])
+            found = matches[name0][name1]["matches0"].__array__()
+            np.testing.assert_array_equal(found, scene.matches_of(name0, name1).indices)
+            assert matches[name0][name1]["matching_scores0"].shape == found.shape
+    assert (tmp_path / "out/features.h5").is_file()
+
+
+def test_parts_that_were_not_merged_go_out_too(scene, tmp_path):
+    source = tmp_path / "matched"
+    source.mkdir()
+    scene.features(source / "features.h5")
+    store = scene.matches(source / "matches.h5", scene.pairs[:2])
+    store.add({scene.pairs[2]: scene.matches_of(*scene.pairs[2])})
+    store.close()
+    assert export_hloc(source, tmp_path / "out").pairs == 3
+
+
+def test_pairs_go_out_as_a_list(scene, tmp_path):
+    assert export_pairs(scene.folder, tmp_path / "verified.txt") == 6
+    assert export_pairs(scene.folder / "database.db", tmp_path / "matched.txt", verified=False) == 6
+    assert read_pairs(tmp_path / "verified.txt", scene.names) == scene.pairs
+
+
+def test_sources_that_are_none(tmp_path):
+    with pytest.raises(InputError, match=r"there is no 'features\.h5'"):
+        export_colmap(tmp_path, tmp_path / "out")
+    with pytest.raises(InputError, match=r"there is no 'features\.h5'"):
+        export_hloc(tmp_path, tmp_path / "out")
+    with pytest.raises(InputError, match="cannot be read"):
+        export_hloc(tmp_path / "absent.db", tmp_path / "out")
+    with pytest.raises(InputError, match="cannot be read"):
+        export_pairs(tmp_path, tmp_path / "pairs.txt")
+
+
+# ---- in
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, motorcycle):
+    """What COLMAP itself makes of a real pair: SIFT of its own, matched and verified by it; and the photos."""
+    from PIL import Image
+
+    colmap = pycolmap_module()
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "photos").mkdir()
+    for name, image in zip(("left.png", "right.png"), motorcycle[:2], strict=True):
+        pixels = (255 * image).byte().permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).resize((494, 333)).save(folder / "photos" / name)
+    options = colmap.FeatureExtractionOptions()
+    options.sift.max_num_features, options.sift.first_octave = 600, 0
+    database = folder / "database.db"
+    with quiet():
+        colmap.Database.open(database).close()
+        colmap.extract_features(database, folder / "photos", extraction_options=options, device=colmap.Device.cpu)
+        colmap.match_exhaustive(database, device=colmap.Device.cpu)
+    return folder
+
+
+def test_a_project_of_colmap_becomes_stores(project, tmp_path):
+    before = (project / "database.db").read_bytes()
+    done = import_project(project / "database.db", tmp_path / "features.h5", tmp_path / "matches.h5")
+    assert (done.images, done.pairs) == (2, 1)
+    features, matches = FeatureStore(tmp_path / "features.h5"), MatchStore(tmp_path / "matches.h5")
+    with Project(project / "database.db") as theirs:
+        for name in theirs.names:
+            np.testing.assert_array_equal(features.keypoints(name), theirs.keypoints(name))
+            assert features.get(name).image_size.tolist() == [[494, 333]]
+        found = {tuple(pair) for pair in matches.get("left.png", "right.png").pairs().tolist()}
+        assert found == {tuple(pair) for pair in theirs.matches("left.png", "right.png").tolist()}
+        verified = import_project(project / "database.db", tmp_path / "f.h5", tmp_path / "verified.h5", verified=True)
+        assert verified.pairs == 1
+        inliers = MatchStore(tmp_path / "verified.h5").get("left.png", "right.png").pairs().tolist()
+        assert len(inliers) == theirs.inliers["left.png", "right.png"]
+        assert {tuple(pair) for pair in inliers} <= found
+    assert (project / "database.db").read_bytes() == before
+
+
+def test_sift_of_colmap_is_as_ours(project, tmp_path):
+    """Where both find a keypoint, it has about the same scale, orientation and descriptor."""
+    import_project(project / "database.db", tmp_path / "features.h5", tmp_path / "matches.h5")
+    theirs = FeatureStore(tmp_path / "features.h5").get("left.png")
+    pipeline = Pipeline(extractor="rootsift", matcher="nearest", resize=None, max_keypoints=2000, min_distance=0.0)
+    ours = pipeline.extract(project / "photos/left.png")
+    distance, nearest = torch.cdist(theirs.keypoints[0], ours.keypoints[0]).min(dim=1)
+    both = torch.nonzero(distance < 0.3)[:, 0]
+    assert len(both) > 100
+    assert float((theirs.keypoints[0, both] - ours.keypoints[0, nearest[both]]).median()) == pytest.approx(0, abs=0.1)
+    assert theirs.orientations is not None and ours.orientations is not None
+    turn = torch.remainder(theirs.orientations[0, both] - ours.orientations[0, nearest[both]] + torch.pi, 2 * torch.pi)
+    assert float(((turn - torch.pi).abs() < 0.15).float().mean()) > 0.6  # others have two orientations
+    assert theirs.scales is not None and ours.scales is not None
+    assert float((theirs.scales[0, both] / ours.scales[0, nearest[both]]).median()) == pytest.approx(1, abs=0.15)
+    alike = (theirs.descriptors[0, both] * ours.descriptors[0, nearest[both]]).sum(dim=1)
+    assert float(alike.median()) > 0.9
+
+
+def test_matchers_take_sift_of_colmap(project, tmp_path):
+    import_project(project / "database.db", tmp_path / "features.h5", tmp_path / "matches.h5")
+    features = FeatureStore(tmp_path / "features.h5")
+    views = [features.get(name) for name in features]
+    pipeline = Pipeline(extractor="rootsift", matcher="lightglue-sift-small", device="cpu")
+    (found,) = pipeline.match_many(views[:1], views[1:])
+    assert len(found.pairs()) > 100
+
+
+def test_features_without_descriptors(scene, tmp_path):
+    done = import_project(scene.folder / "database.db", tmp_path / "features.h5", tmp_path / "matches.h5")
+    assert (done.images, done.pairs) == (4, 6)
+    features, matches = FeatureStore(tmp_path / "features.h5"), MatchStore(tmp_path / "matches.h5")
+    assert features.signature.extractor == "colmap"
+    assert features.get("000.png").descriptors.shape[2] == 0
+    np.testing.assert_allclose(features.keypoints("000.png"), scene.keypoints["000.png"], atol=1e-4)
+    np.testing.assert_array_equal(
+        matches.get("000.png", "001.png").indices, scene.matches_of("000.png", "001.png").indices
+    )
+
+
+def test_hloc_files_of_a_database(scene, tmp_path):
+    assert export_hloc(scene.folder / "database.db", tmp_path / "out").pairs == 6
+    assert len((tmp_path / "out/pairs.txt").read_text().splitlines()) == 6

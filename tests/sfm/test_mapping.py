@@ -1,0 +1,253 @@
+"""A folder of photos becomes a map; nothing is done twice; and where no map can be made, the reason is said."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+
+from isinglass.errors import InputError
+from isinglass.pipeline import Pipeline
+from isinglass.sfm import mapping
+from isinglass.sfm.cameras import CameraOptions
+from isinglass.sfm.choice import PairOptions
+from isinglass.sfm.colmap import Project
+from isinglass.sfm.mapping import make_map, pipeline_of, read_map
+from isinglass.sfm.reconstruct import read_model
+from isinglass.sfm.store import FeatureStore, MatchStore
+from mapped_scene import FIRST, SINGLE, SIZE, Setup, photo
+
+
+@pytest.fixture(autouse=True)
+def _no_drawing(monkeypatch):
+    """The page is another test's, see test_map_page.py."""
+    monkeypatch.setattr(mapping, "write_map_page", lambda page, *about: page.write_text("a page"))
+
+
+@pytest.fixture
+def setup(tmp_path):
+    return Setup(tmp_path)
+
+
+def match_set(folder):
+    store = MatchStore(folder / "matches.h5")
+    return {pair: (store.get(*pair).indices.tolist(), store.get(*pair).scores.tolist()) for pair in store}
+
+
+def test_a_map_of_photos(setup):
+    told = []
+    summary = setup.make(tell=lambda *stage: told.append(stage))
+    (model,) = summary.models
+    assert model.registered == setup.scene.names
+    assert (summary.photos, summary.pairs, summary.matched, summary.verified) == (7, 21, 21, 21)
+    assert (summary.problems, summary.unregistered, summary.reason, summary.reused) == ({}, [], "", [])
+    assert set(summary.seconds) == set(mapping.STAGES) - {"page"}
+    assert max(setup.scene.centre_errors(read_model(setup.folder / "model")).values()) < 0.05
+    assert [stage for stage, done, of in told if done == of] == ["extract", "retrieval", "match", "verify"]
+    files = {file.name for file in setup.folder.iterdir() if not file.name.startswith(".")}
+    expected = {"features.h5", "matches.h5", "retrieval.npz", "pairs.txt", "database.db", "model", "map.json"}
+    assert files == expected | {"index.html", "stages"}
+
+
+def test_nothing_is_done_twice(setup):
+    first = setup.make()
+    done = setup.knowing.extracted, setup.knowing.matched
+    before = {file: file.stat().st_mtime_ns for file in setup.folder.rglob("*") if file.name != "map.json"}
+    again = setup.make()
+    assert (setup.knowing.extracted, setup.knowing.matched) == done == (7, 21)
+    assert again == replace(first, reused=list(first.seconds))
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "kept"),
+    [
+        ({"mapper": "global"}, ["extract", "retrieval", "pairs", "match", "database", "verify"]),
+        ({"max_error_px": 2.0}, ["extract", "retrieval", "pairs", "match", "database"]),
+        ({"cameras": CameraOptions(share="image")}, ["extract", "retrieval", "pairs", "match"]),
+        ({"pairs": PairOptions(how="sequential", overlap=2, loops=0)}, ["extract", "retrieval"]),
+    ],
+)
+def test_other_options_do_again_what_depends_on_them(setup, changed, kept):
+    setup.make()
+    assert setup.make(replace(SINGLE, **changed)).reused == kept
+    assert (setup.knowing.extracted, setup.knowing.matched) == (7, 21)
+
+
+def test_a_new_photo_is_added(setup):
+    moved = setup.scene.folder / "006.png"
+    shutil.move(setup.scene.photos / "006.png", moved)
+    assert setup.make().photos == 6
+    shutil.move(moved, setup.scene.photos / "006.png")
+    summary = setup.make()
+    assert (setup.knowing.extracted, setup.knowing.matched) == (7, 21)
+    assert summary.models[0].images == 7
+
+
+def test_what_was_lost_is_made_again(setup):
+    setup.make()
+    (setup.folder / "database.db").unlink()
+    shutil.rmtree(setup.folder / "model")
+    summary = setup.make()
+    assert summary.reused == ["extract", "retrieval", "pairs", "match"]
+    assert summary.models[0].images == 7
+    with Project(setup.folder / "database.db") as project:
+        assert len(project.inliers) == 21
+
+
+@pytest.mark.parametrize("stage", ["extract", "retrieval", "match", "verify", "reconstruct"])
+def test_a_stage_that_is_interrupted_goes_on(setup, tmp_path, stage):
+    other = Setup(tmp_path / "undisturbed")
+    expected = other.make()
+
+    def stop(name, done, of):
+        if name == stage:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        setup.make(tell=stop)
+    summary = setup.make()
+    assert summary.models[0].registered == expected.models[0].registered
+    assert (summary.matched, summary.inliers) == (expected.matched, expected.inliers)
+    assert match_set(setup.folder) == match_set(other.folder)
+
+
+def test_map_json_says_how_it_was_made(tmp_path, setup):
+    with pytest.raises(InputError, match=r"expected a map that `isinglass map` made"):
+        read_map(tmp_path)
+    setup.make()
+    told = read_map(setup.folder)
+    assert told["photos"] == str(setup.scene.photos)
+    assert told["options"]["cameras"]["share"] == "single"
+    assert told["summary"]["models"][0]["images"] == 7
+    told["pipeline"] |= {"extractor": "rootsift", "matcher": "nearest"}
+    (setup.folder / "map.json").write_text(json.dumps(told))
+    assert pipeline_of(setup.folder).options.min_distance == 0.0
+    (setup.folder / "map.json").write_text(json.dumps(told | {"schema": "isinglass map 99"}))
+    with pytest.raises(InputError, match="of another version"):
+        read_map(setup.folder)
+
+
+def test_masks(setup, tmp_path):
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    Image.new("L", SIZE, 255).save(masks / "000.png.png")
+    seen = []
+    extract = setup.knowing.extract
+    setup.knowing.extract = lambda images, mask=None: seen.append(mask) or extract(images, mask)
+    setup.make(replace(SINGLE, masks=masks))
+    assert [mask is not None and bool(mask.any()) for mask in seen].count(True) == 1
+
+
+def test_other_ways_to_match(setup):
+    """What a cluster is given: stored features, pairs, and where matches go."""
+    asked = []
+
+    def match_pairs(features, pairs, path, tell):
+        asked.append((len(features), len(pairs), path.name))
+        settings = mapping.matching_settings(setup.pipeline)
+        return mapping.match_stored(features, pairs, path, setup.knowing, settings=settings)
+
+    assert setup.make(match_pairs=match_pairs).models[0].images == 7
+    assert asked == [(7, 21, "matches.h5")]
+
+
+# ---- what has no map
+
+
+def test_photos_that_cannot_be_read_are_named(setup):
+    (setup.scene.photos / "broken.png").write_bytes(b"\x89PNG but not really")
+    (setup.scene.photos / "notes.txt").write_text("no photo")
+    summary = setup.make()
+    assert list(summary.problems) == ["broken.png"]
+    assert summary.models[0].images == 7
+    assert summary.photos == 8
+
+
+def test_a_folder_without_photos(setup, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no image"):
+        make_map(tmp_path / "empty", tmp_path / "map", setup.pipeline)
+    with pytest.raises(InputError, match="no folder"):
+        make_map(tmp_path / "absent", tmp_path / "map", setup.pipeline)
+    assert not (tmp_path / "map").exists()
+
+
+def test_a_single_photo(tmp_path):
+    summary = Setup(tmp_path, views=1).make()
+    assert summary.models == []
+    assert "1 of 1 photos can be used" in summary.reason
+
+
+def test_two_photos_of_different_scenes(tmp_path):
+    setup = Setup(tmp_path, views=2)
+    setup.scene.seen["001.png"] = setup.scene.seen["001.png"] + 1000
+    summary = setup.make()
+    assert summary.models == []
+    assert "no overlap was found: of 1 pairs 0 have matches" in summary.reason
+
+
+def test_all_photos_the_same(tmp_path):
+    setup = Setup(tmp_path, views=4)
+    first = setup.scene.names[0]
+    for name in setup.scene.names:
+        setup.scene.seen[name], setup.scene.keypoints[name] = setup.scene.seen[first], setup.scene.keypoints[first]
+    summary = setup.make()
+    assert summary.models == []
+    assert "of the very same view" in summary.reason
+
+
+def test_photos_without_keypoints(tmp_path):
+    setup = Setup(tmp_path, views=3)
+    for name in setup.scene.names:
+        setup.scene.seen[name] = setup.scene.seen[name][:0]
+        setup.scene.keypoints[name] = setup.scene.keypoints[name][:0]
+    summary = setup.make()
+    assert summary.models == []
+    assert "no photo has any keypoint" in summary.notes
+
+
+def test_two_scenes_are_two_models_and_are_said(tmp_path):
+    setup = Setup(tmp_path, views=9)
+    for name in setup.scene.names[5:]:
+        setup.scene.seen[name] = setup.scene.seen[name] + 1000
+    summary = setup.make()
+    assert [model.registered for model in summary.models] == [setup.scene.names[:5], setup.scene.names[5:]]
+    assert summary.unregistered == []
+
+
+def test_a_photo_of_another_scene_is_in_no_model(tmp_path):
+    setup = Setup(tmp_path)
+    setup.scene.seen["003.png"] = setup.scene.seen["003.png"] + 1000
+    summary = setup.make()
+    assert summary.unregistered == ["003.png"]
+    assert summary.models[0].images == 6
+
+
+def test_pairs_by_gps_with_holes(setup):
+    """Two photos have positions; the others are paired by likeness, and that is said."""
+    for i, name in enumerate(setup.scene.names[:2]):
+        exif = Image.Exif()
+        exif[0x8825] = {1: "N", 2: (47.0, 0.0, 0.1 * i), 3: "E", 4: (8.0, 0.0, 0.0)}
+        photo(FIRST + i).save(setup.scene.photos / name, exif=exif)
+    summary = setup.make(replace(SINGLE, pairs=PairOptions(how="spatial")))
+    assert "5 of 7 photos have no position" in " ".join(summary.notes)
+    assert summary.models[0].images == 7
+
+
+def test_options_that_make_no_sense(setup):
+    with pytest.raises(InputError, match="rotation 'auto' needs both images"):
+        make_map(setup.scene.photos, setup.folder, Pipeline(extractor="rootsift", matcher="nearest", rotation="auto"))
+    with pytest.raises(InputError, match="pairs by 'file' need 'file'"):
+        PairOptions(how="file")
+    with pytest.raises(InputError, match="expected one of 'auto'"):
+        PairOptions(how="guess")
+
+
+def test_a_folder_of_other_features_is_refused(setup):
+    setup.make()
+    other = Pipeline(extractor="rootsift", matcher="nearest")
+    with pytest.raises(InputError, match="Choose the same options"):
+        make_map(setup.scene.photos, setup.folder, other, SINGLE)
+    assert len(FeatureStore(setup.folder / "features.h5")) == 7
