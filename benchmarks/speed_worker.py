@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import platform
+import time
 from dataclasses import fields
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -123,6 +125,58 @@ def many(pairs, count, at_once, precision="auto", adaptive=True):
     return call, lambda found: {"stop_layers": [int(one.stop_layer[0]) for one in found]}
 
 
+def save_store(files, names, output, count):
+    """A store of features of files, float32 as they are there."""
+    from isinglass.sfm.store import FeatureStore
+
+    features = {name: read_features(path, count) for name, path in zip(names, files, strict=True)}
+
+    def call():
+        with FeatureStore(output, next(iter(features.values())).signature, "", half=False) as store:
+            store.add(features)
+            store.merge()
+
+    return call, lambda _: {}
+
+
+def match_stored(store, pairs, output, precision="auto", workers=0):
+    """Pairs of a store into a new store: by this process, or by so many that it starts; `steady` leaves out the start.
+
+    Reading, writing and merging count.
+    """
+    from isinglass.options import Options
+    from isinglass.sfm import matching
+    from isinglass.sfm.store import FeatureStore, MatchStore
+    from isinglass.sfm.workers import match_with_workers
+
+    matcher = pipeline(precision).matcher
+    pairs, output, heard = [tuple(pair) for pair in pairs], Path(output), []
+
+    def call():
+        output.unlink(missing_ok=True)
+        heard.clear()
+        told = {"tell": lambda done, _: heard.append((done, time.perf_counter()))}
+        if workers:
+            options = Options(precision=precision, device="cpu")
+            return match_with_workers(store, pairs, output, options, workers=workers, **told)
+        with FeatureStore(store) as features:
+            settings = matching.settings_of(matcher, features.settings)
+            return matching.match_stored(features, pairs, output, matcher, settings=settings, **told)
+
+    def describe(result):
+        (first, first_s), (last, last_s) = heard[1], heard[-1]
+        with MatchStore(output) as found:
+            ours = [found.get(*pair) for pair in pairs]
+        return {
+            "failed": len(result.problems),
+            "steady_pairs_a_second": (last - first) / (last_s - first_s) if last > first else None,
+            "stop_layers": [one.stop_layer for one in ours],
+            "matches": [one.pairs().tolist() for one in ours],
+        }
+
+    return call, describe
+
+
 def extract(extractor, image, keypoints, weights=None, precision="auto"):
     """Keypoints of a photo in memory, at its size."""
     pixels = read_image(image)[None]
@@ -156,6 +210,8 @@ if __name__ == "__main__":
             "lightglue": lightglue,
             "superglue": superglue,
             "many": many,
+            "save_store": save_store,
+            "match_stored": match_stored,
             "extract": extract,
             "photos": photos,
             "extract_file": extract_file,

@@ -64,6 +64,21 @@ def lightglue(implementation, features0, features1, count, adaptive=True):
     return (lambda: made(views)), describe
 
 
+def many(pairs, count, adaptive=True):
+    """Many pairs by LightGlue of the published code, one call after another, their features in memory."""
+    made = models.published_lightglue(adaptive)
+    views = {path: read_features(path, count) for pair in pairs for path in pair}
+
+    def call():
+        return [made({"image0": views[path0], "image1": views[path1]}) for path0, path1 in pairs]
+
+    def describe(results):
+        stops = [int(result["stop"]) for result in results]
+        return {"stop_layers": stops, "matches": [result["matches"][0].tolist() for result in results]}
+
+    return call, describe
+
+
 def lightglue_transformers(features0, features1, count, adaptive=True):
     """LightGlue of transformers. It takes one size for both images, and as many keypoints of each."""
     made = models.transformers_lightglue(adaptive)
@@ -140,6 +155,7 @@ if __name__ == "__main__":
                 "save_features": save_features,
                 "save_weights": save_weights,
                 "lightglue": lightglue,
+                "many": many,
                 "lightglue_transformers": lightglue_transformers,
                 "lightglue_onnx": lightglue_onnx,
                 "superglue": superglue,
