@@ -18,8 +18,8 @@ GENERATOR = Path(__file__).resolve().parents[2] / "docs" / "generate_weights.py"
 
 
 def test_records_are_whole():
-    assert len(records()) == 18
-    assert len({one.name for one in records()}) == len({one.file for one in records()}) == 18
+    assert len(records()) == 20
+    assert len({one.name for one in records()}) == len({one.file for one in records()}) == 20
     for one in records():
         assert re.fullmatch(r"[a-z0-9-]+", one.name)
         assert one.sources

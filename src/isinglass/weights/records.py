@@ -117,6 +117,7 @@ DATA_TERMS: Mapping[str, str] = {
     OWN_PHOTOS: "CC0, CC BY, CC BY-SA, Unsplash's licence, BSD or free to use; THIRD_PARTY.md names them",
     OWN_FRAMES: "MIT",
 }
+OWN_VIEWS = f"random views of {OWN_PHOTOS}"
 OWN_DATA = f"random views of {OWN_PHOTOS}, rooms papered with them, {OWN_FRAMES}"
 LIGHTGLUE_DATA = f"synthetic homographies of the {DISTRACTORS}, then {MEGADEPTH}"
 
@@ -178,7 +179,7 @@ def _lightglue(
     )
 
 
-def _own(kind: str, features: str, accepts: str, sha256: str, size_bytes: int) -> Record:
+def _own(kind: str, features: str, accepts: str, sha256: str, size_bytes: int, *, trained_on: str = OWN_DATA) -> Record:
     """In this package: trained by benchmarks/training.py, told of in docs/training.md."""
     name, paper = f"{kind.lower()}-{features}-small", {"LightGlue": "2306.13643", "SuperGlue": "1911.11763"}[kind]
     return Record(
@@ -190,7 +191,7 @@ def _own(kind: str, features: str, accepts: str, sha256: str, size_bytes: int) -
         sha256=sha256,
         size_bytes=size_bytes,
         licence="Apache-2.0",
-        trained_on=OWN_DATA,
+        trained_on=trained_on,
         homepage="training.md",
         paper=f"https://arxiv.org/abs/{paper}",
         accepts=(accepts,),
@@ -307,6 +308,14 @@ _TABLE = (
         sha256="d975e965b105311a6143194852297dff4f02aea5cc2e10cecfed966ca0e22503",
         size_bytes=47632827,
     ),
+    _own(
+        "LightGlue",
+        "aliked",
+        "aliked-n16",
+        "494d868ec98fa7e1267f473843335ac71d75309bf1a29095a7478bfa9d911f77",
+        2281182,
+        trained_on=OWN_VIEWS,
+    ),
     _lightglue(
         "disk",
         "disk",
@@ -344,6 +353,14 @@ _TABLE = (
         accepts=("xfeat",),
     ),
     _own("SuperGlue", "sift", "rootsift", "cbd9be104c6627f129695e5e53e6246acafc7d2842fa5303215d30f45aa2d6b5", 2325130),
+    _own(
+        "SuperGlue",
+        "aliked",
+        "aliked-n16",
+        "b0ca13a5403f314b3a68e70081a47fbd241f2837cdb12f09d50300243bf938fd",
+        2325082,
+        trained_on=OWN_VIEWS,
+    ),
     _superglue("indoor", SCANNET),
     _superglue("outdoor", MEGADEPTH),
 )
