@@ -11,8 +11,9 @@ from isinglass.sfm.cameras import CameraOptions
 from isinglass.sfm.colmap import Project, camera_of, pycolmap_module, quiet, write_database
 from isinglass.sfm.exchange import export_colmap, export_hloc, export_pairs, import_project
 from isinglass.sfm.pairs import read_pairs
-from isinglass.sfm.reconstruct import read_model, reconstruct, verify
+from isinglass.sfm.reconstruct import read_model, reconstruct
 from isinglass.sfm.store import FeatureStore, MatchStore
+from isinglass.sfm.verification import verify
 from mapped_scene import SIZE, MappedScene
 
 

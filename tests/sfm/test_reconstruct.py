@@ -1,12 +1,16 @@
 """From matches to models: what comes of it is what was true, the same each time, whatever stops it in between."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
-from isinglass.errors import InputError
-from isinglass.sfm.colmap import Project, camera_of, seen_in, write_database
-from isinglass.sfm.reconstruct import read_model, reconstruct, report_of, verify
+from isinglass.errors import InputError, WriteError
+from isinglass.sfm.colmap import Project, camera_of, pycolmap_module, quiet, seen_in, write_database
+from isinglass.sfm.reconstruct import _write, read_model, reconstruct, report_of
 from isinglass.sfm.store import PairMatches
+from isinglass.sfm.verification import verify
 from mapped_scene import PARAMS, SIZE, MappedScene
 
 
@@ -57,12 +61,88 @@ def test_verification_goes_on_where_it_was_stopped(scene, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        verify(path, tell=stop, chunk=4)
+        verify(path, tell=stop)
     assert len(geometries(path)) == 8
     again = []
-    verify(path, tell=lambda done, of: again.append(done), chunk=4)
-    assert (told, again) == ([0, 4, 8], [8, 12, 16, 20, 21])
+    verify(path, tell=lambda done, of: again.append(done))
+    assert (told, again) == (list(range(9)), list(range(8, 22)))
     assert geometries(path) == geometries(scene.database)
+
+
+def test_geometries_are_those_of_colmaps_own_verification(scene, tmp_path):
+    colmap = pycolmap_module()
+    options = colmap.TwoViewGeometryOptions()
+    options.ransac.random_seed = 0
+    path = database_of(scene, folder=tmp_path)
+    with quiet():
+        colmap.geometric_verification(path, two_view_geometry_options=options)
+    assert geometries(path) == geometries(scene.database)
+    with colmap.Database.open(path) as theirs, colmap.Database.open(scene.database) as ours:
+        for one, other in zip(theirs.read_two_view_geometries()[1], ours.read_two_view_geometries()[1], strict=True):
+            assert one.config == other.config
+            np.testing.assert_array_equal(one.F, other.F)
+
+
+FULL = """
+import resource, signal, sys
+sys.path[:0] = {path!r}
+from isinglass.errors import WriteError
+from isinglass.sfm.reconstruct import reconstruct
+from isinglass.sfm.verification import verify
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))
+try:
+    {code}
+except WriteError as error:
+    print("told:", error)
+"""
+
+
+def with_room(room, code):
+    text = FULL.format(path=sys.path, room=room, code=code)
+    return subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=False)
+
+
+def test_a_full_disk_keeps_what_was_verified(scene, tmp_path):
+    path = database_of(scene, folder=tmp_path)
+    done = with_room(34_000, f"verify({str(path)!r})")  # the log of changes has no room for all
+    assert "told: " in done.stdout, done.stderr
+    assert len(geometries(path)) < 21
+    verify(path)
+    assert geometries(path) == geometries(scene.database)
+
+
+@pytest.mark.parametrize("file", ["images.bin", "points3D.bin"])
+def test_a_model_that_is_cut_short_is_noticed(scene, tmp_path, file):
+    """COLMAP itself says nothing where a file is cut short."""
+    (whole,) = reconstruct(scene.database, scene.photos, tmp_path / "whole")
+    model = read_model(whole)
+    (tmp_path / "cut").mkdir()
+    write = type(model).write
+
+    class Cut:
+        """A model on a disk with room for all but the last bytes."""
+
+        def write(self, place):
+            write(model, place)
+            with (place / file).open("r+b") as opened:
+                opened.truncate((place / file).stat().st_size - 9)
+
+        def __getattr__(self, name):
+            return getattr(model, name)
+
+    with pytest.raises(OSError, match="the disk is full"):
+        _write([Cut()], tmp_path / "cut/model")
+
+
+def test_what_cannot_be_written_leaves_the_model_that_was_there(scene, tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/cameras.bin").write_text("of an earlier run")
+    monkeypatch.setattr("isinglass.sfm.reconstruct._is_whole", lambda *written: False)
+    with pytest.raises(WriteError, match="the disk is full"):
+        reconstruct(scene.database, scene.photos, tmp_path / "model")
+    assert (tmp_path / "model/cameras.bin").read_text() == "of an earlier run"
+    assert [one.name for one in tmp_path.iterdir()] == ["model"]
 
 
 def test_pairs_that_share_nothing_are_not_verified(tmp_path):
@@ -84,7 +164,7 @@ def test_names_with_spaces(tmp_path):
     for kept in ("seen", "keypoints"):
         setattr(scene, kept, {f"view {name}": value for name, value in getattr(scene, kept).items()})
     scene.pairs = [(f"view {one}", f"view {other}") for one, other in scene.pairs]
-    assert verify(database_of(scene), chunk=1).verified == 3
+    assert verify(database_of(scene)).verified == 3
 
 
 # ---- models

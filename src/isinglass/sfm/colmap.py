@@ -294,6 +294,14 @@ class Project:
             found = self._database.read_matches(id0, id1)
         return np.array(found, np.int32).reshape(-1, 2)
 
+    def colmap_points(self, name: str) -> np.ndarray:
+        """(N, 2) float64 in COLMAP's pixels, as its cameras take them."""
+        return self.keypoints(name).astype(np.float64) + COLMAP_CENTRE
+
+    def write_geometry(self, name0: str, name1: str, geometry: Any) -> None:
+        """Keep a `pycolmap.TwoViewGeometry`, in the file itself if `in_place`."""
+        self._database.write_two_view_geometry(self._id(name0), self._id(name1), geometry)
+
     def _id(self, name: str) -> int:
         if name not in self._ids:
             raise InputError(f"there is no image {name!r} in {str(self.path)!r}, which has {len(self._ids)}")
@@ -324,8 +332,8 @@ def _open(path: Path, shown: Path) -> Any:
         return pycolmap_module().Database.open(path)
     except (RuntimeError, ValueError, IndexError) as error:
         raise InputError(
-            f"{str(shown)!r} cannot be opened as a database of COLMAP: it is damaged or of another program. Give "
-            "another path, or make it again"
+            f"{str(shown)!r} cannot be opened as a database of COLMAP: it is damaged, of another program, or the disk "
+            "is full. Free space, give another path, or make it again"
         ) from error
 
 

@@ -33,11 +33,12 @@ from isinglass.sfm.extraction import extract_images, feature_settings, image_nam
 from isinglass.sfm.matching import Matched, match_stored, matching_settings
 from isinglass.sfm.page import write_map_page
 from isinglass.sfm.pairs import read_pairs, write_pairs
-from isinglass.sfm.reconstruct import Mapper, reconstruct, report_of, verify
+from isinglass.sfm.reconstruct import Mapper, reconstruct, report_of
 from isinglass.sfm.retrieval import Retrieval
 from isinglass.sfm.stages import Stages, key_of
 from isinglass.sfm.store import FeatureStore, MatchStore, Pair
 from isinglass.sfm.summary import MapSummary, why_no_model
+from isinglass.sfm.verification import verify
 from isinglass.sfm.workers import match_with_workers
 
 Tell = Callable[[str, int, int], None]  # stage, done, of

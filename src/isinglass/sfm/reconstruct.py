@@ -1,4 +1,4 @@
-"""From matches in a COLMAP database to models: verification, mapping, colours, and what came of it.
+"""From verified matches in a COLMAP database to models: mapping, colours, and what came of it.
 
 Whatever is left to chance has a fixed seed, so one database gives one result.
 """
@@ -6,7 +6,6 @@ Whatever is left to chance has a fixed seed, so one database gives one result.
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,57 +23,7 @@ Tell = Callable[[int, int], None]
 Mapper = Literal["incremental", "global"]
 MAPPERS = ("incremental", "global")
 LEAST_IMAGES = 3  # of a model, unless there are only two
-_CHUNK = 250  # pairs that are verified between two words of progress
-_SEED = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verified:
-    """Pairs that had matches, those of them with a two-view geometry, and all matches that agree with one."""
-
-    pairs: int
-    verified: int
-    inliers: int
-
-
-def verify(
-    database: PathLike, *, max_error_px: float = 4.0, tell: Tell = lambda done, of: None, chunk: int = _CHUNK
-) -> Verified:
-    """Find the two-view geometry of every pair of a database that has matches and has not been verified.
-
-    The file is changed in place, in steps of `chunk` pairs, each whole or absent: after a kill it can go on. Raises
-    InputError where the database cannot be read, WriteError where it cannot be written.
-    """
-    colmap = pycolmap_module()
-    options = colmap.TwoViewGeometryOptions()
-    options.ransac.max_error, options.ransac.random_seed = max_error_px, _SEED
-    with Project(database, in_place=True) as project:
-        todo = [pair for pair, count in project.matched.items() if count and pair not in project.inliers]
-        of = len(project.matched)
-    tell(of - len(todo), of)
-    if any(len(name.split()) > 1 for pair in todo for name in pair):  # no list of COLMAP's can hold such names
-        chunk = len(todo)
-    with tempfile.TemporaryDirectory() as folder, quiet():
-        listed = Path(folder) / "pairs.txt"
-        for start in range(0, len(todo), chunk):
-            part = todo[start : start + chunk]
-            try:
-                if len(part) == len(todo):
-                    colmap.geometric_verification(database, two_view_geometry_options=options)
-                else:
-                    listed.write_text("\n".join(map(" ".join, part)))
-                    colmap.verify_matches(database, listed, options)
-            except RuntimeError as error:
-                raise WriteError(
-                    f"{str(database)!r} cannot be written ({error}); pairs that were verified before are kept"
-                ) from error
-            tell(of - len(todo) + start + len(part), of)
-    with Project(database, in_place=True) as project:
-        counts = list(project.inliers.values())
-    return Verified(pairs=of, verified=sum(count > 0 for count in counts), inliers=sum(counts))
-
-
-# ---- mapping
+SEED = 0
 
 
 def reconstruct(
@@ -161,7 +110,7 @@ def _options(mapper: Mapper, refine: bool, least: int, threads: int | None) -> A
         options.extract_colors = False  # COLMAP cannot read all formats
         options.ba_refine_focal_length = options.ba_refine_extra_params = refine
         options.mapper.abs_pose_refine_focal_length = options.mapper.abs_pose_refine_extra_params = refine
-    options.random_seed, options.min_model_size = _SEED, least
+    options.random_seed, options.min_model_size = SEED, least
     options.num_threads = -1 if threads is None else threads
     return options
 
@@ -172,6 +121,24 @@ def _write(models: Sequence[Any], folder: Path) -> None:
         place = folder / str(i) if i else folder
         place.mkdir(exist_ok=True)
         model.write(place)
+        if not _is_whole(place, model):
+            raise OSError("what was written is not what is read back: the disk is full")
+
+
+def _is_whole(place: Path, model: Any) -> bool:
+    """COLMAP does not notice that a file has no room for all of it."""
+    try:
+        found = pycolmap_module().Reconstruction(place)
+    except Exception:  # whatever a file that ends too early leads to
+        return False
+    return _numbers(found) == _numbers(model)
+
+
+def _numbers(model: Any) -> tuple[object, ...]:
+    cameras = [(number, camera.params.tolist()) for number, camera in sorted(model.cameras.items())]
+    observed = [(number, image.num_points2D(), image.num_points3D) for number, image in sorted(model.images.items())]
+    tracks = sum(point.track.length() for point in model.points3D.values())
+    return cameras, observed, model.num_points3D(), tracks, float(model.compute_mean_reprojection_error())
 
 
 def _replace(folder: Path, made: Path) -> None:

@@ -1,0 +1,170 @@
+"""Measure maps of photos whose poses are known, against COLMAP's own SIFT on the same photos in the same run.
+
+    python benchmarks/maps.py WORK [SET...]       # maps and databases go to WORK, which may be kept; all SETS if none
+    python benchmarks/maps.py --page              # docs/maps.md, from what is stored
+
+Needs ../shared/data (or ISINGLASS_SHARED). Writes results/maps/maps.json.
+
+Both sides have one camera for all photos of a set, of unknown focal length or of the one that came with it; the
+same mapper with the same seed; and are aligned to the given camera centres by the similarity that fits all best.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from localisation import CASES
+from PIL import Image
+
+from isinglass.eval.runs import machine
+from isinglass.pipeline import Pipeline
+from isinglass.sfm.cameras import CameraOptions
+from isinglass.sfm.colmap import Project, pycolmap_module, quiet
+from isinglass.sfm.mapping import MapOptions, make_map
+from isinglass.sfm.reconstruct import read_model, reconstruct
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULT = ROOT / "benchmarks/results/maps/maps.json"
+EVERY = {"redkitchen": 1, "hololens": 4}
+
+
+def prepared(name, work):
+    """Photos in a format that COLMAP reads, too; poses by name; known intrinsics."""
+    case = CASES[name]()
+    photos = work / name / "photos"
+    photos.mkdir(parents=True, exist_ok=True)
+    poses = {}
+    for source in sorted(case["photos"].iterdir())[:: EVERY[name]]:
+        target = photos / (source.name if source.suffix == ".jpg" else f"{source.stem}.png")
+        if not target.exists():
+            if source.suffix == ".jpg":
+                shutil.copy2(source, target)
+            else:
+                Image.open(source).convert("RGB").save(target)
+        if source.name in case["poses"]:
+            poses[target.name] = case["poses"][source.name]
+    return photos, poses, case["camera"][2]
+
+
+def ours(photos, folder, params, pipeline, mapper="incremental"):
+    """A map by `isinglass map`'s function, what it says of itself, and its largest model."""
+    cameras = CameraOptions(share="single", model="SIMPLE_RADIAL" if params is None else "PINHOLE", params=params)
+    stages = []
+
+    def tell(stage, done, of):
+        if done == of or stage not in stages:
+            stages.append(stage)
+            print(f"  {stage} {done} of {of}", file=sys.stderr)
+
+    summary = make_map(photos, folder, pipeline, MapOptions(cameras=cameras, mapper=mapper), tell=tell)
+    model = read_model(folder / "model") if summary.models else None
+    return summary.seconds, model, {"pairs": summary.pairs, "verified": summary.verified}
+
+
+def theirs(photos, folder, params):
+    """COLMAP's own features, matcher and mapper, on the CPU."""
+    colmap = pycolmap_module()
+    folder.mkdir(parents=True, exist_ok=True)
+    database, seconds = folder / "database.db", {}
+    reader = colmap.ImageReaderOptions(camera_model="SIMPLE_RADIAL" if params is None else "PINHOLE")
+    if params is not None:
+        reader.camera_params = ",".join(map(str, (*params[:2], params[2] + 0.5, params[3] + 0.5)))
+    stages = {
+        "extract": lambda: colmap.extract_features(
+            database, photos, camera_mode=colmap.CameraMode.SINGLE, reader_options=reader, device=colmap.Device.cpu
+        ),
+        "match": lambda: colmap.match_exhaustive(database, device=colmap.Device.cpu),
+        "reconstruct": lambda: reconstruct(database, photos, folder / "model", refine=params is None),
+    }
+    done = folder / "seconds.json"  # of an earlier run of this folder
+    if not done.is_file():
+        database.unlink(missing_ok=True)
+        colmap.Database.open(database).close()
+        for stage, work in stages.items():
+            start = time.perf_counter()
+            with quiet():
+                work()
+            seconds[stage] = time.perf_counter() - start
+            print(f"  COLMAP: {stage} {seconds[stage]:.0f} s", file=sys.stderr)
+        done.write_text(json.dumps(seconds))
+    with Project(database) as project:
+        counts = {"pairs": len(project.matched), "verified": sum(count > 0 for count in project.inliers.values())}
+    has_model = (folder / "model/images.bin").is_file()
+    return json.loads(done.read_text()), read_model(folder / "model") if has_model else None, counts
+
+
+def judged(model, poses, count):
+    """What is stored of a model; errors are of all photos that it holds and whose pose is known."""
+    if model is None:
+        return {"photos": count, "registered": 0}
+    colmap = pycolmap_module()
+    images = {image.name: image for image in model.images.values() if image.has_pose}
+    names = sorted(set(images) & set(poses))
+    found = np.array([images[name].projection_center() for name in names])
+    truth = np.array([-poses[name][:3, :3].T @ poses[name][:3, 3] for name in names])
+    similarity = colmap.estimate_sim3d(found, truth)
+    errors_m = np.linalg.norm(similarity * found - truth, axis=1)
+    to_truth = similarity.rotation.matrix()
+    turns = [images[name].cam_from_world().rotation.matrix() @ to_truth.T @ poses[name][:3, :3].T for name in names]
+    angles_deg = [float(np.degrees(np.arccos(np.clip((np.trace(turn) - 1) / 2, -1, 1)))) for turn in turns]
+    return {
+        "photos": count,
+        "registered": len(images),
+        "points": model.num_points3D(),
+        "track_length": model.compute_mean_track_length(),
+        "reprojection_error_px": model.compute_mean_reprojection_error(),
+        "camera": [float(value) for value in next(iter(model.cameras.values())).params],
+        "centre_errors_m": dict(zip(names, errors_m.tolist(), strict=True)),
+        "rotation_errors_deg": dict(zip(names, angles_deg, strict=True)),
+        "extent_m": float(np.linalg.norm(truth.max(axis=0) - truth.min(axis=0))),
+    }
+
+
+def measure(name, work, pipeline):
+    """All rows of a set."""
+    photos, poses, params = prepared(name, work)
+    count = len(list(photos.iterdir()))
+    rows = {}
+    for intrinsics, given in (("found", None), ("given", params)):
+        for label, run in (
+            ("ours", lambda given=given: ours(photos, work / name / "ours", given, pipeline)),
+            ("ours, global mapper", lambda given=given: ours(photos, work / name / "ours", given, pipeline, "global")),
+            ("COLMAP", lambda given=given, kind=intrinsics: theirs(photos, work / name / f"colmap-{kind}", given)),
+        ):
+            print(f"{name}, intrinsics {intrinsics}: {label}", file=sys.stderr)
+            seconds, model, counts = run()
+            rows[f"{label}, intrinsics {intrinsics}"] = {"seconds": seconds, **counts, **judged(model, poses, count)}
+            row = rows[f"{label}, intrinsics {intrinsics}"]
+            median = np.median(list(row.get("centre_errors_m", {"": np.nan}).values()))
+            print(f"  {row['registered']} of {count}, median centre error {100 * median:.2f} cm", file=sys.stderr)
+    return rows
+
+
+def main(work, *names):
+    """Measure, and store what came of it beside what other runs stored."""
+    pipeline = Pipeline()
+    stored = json.loads(RESULT.read_text()) if RESULT.is_file() else {"sets": {}}
+    for name in names or CASES:
+        stored["sets"][name] = measure(name, Path(work), pipeline)
+        stored["machine"] = {
+            **machine(),
+            "load": os.getloadavg()[0],
+            "pycolmap": pycolmap_module().__version__,
+        }
+        RESULT.parent.mkdir(parents=True, exist_ok=True)
+        RESULT.write_text(json.dumps(stored, indent=1))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--page"]:
+        from maps_page import write
+
+        write(RESULT.parent)
+    else:
+        main(*sys.argv[1:])

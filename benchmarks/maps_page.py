@@ -1,0 +1,215 @@
+"""docs/maps.md and its figure, from what maps.py, localisation.py, pair_selection.py and match_many.py stored."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from evaluation_page import Page, table, wrapped
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs/maps.md"
+MISSING = "Not measured yet."
+SETS = {"redkitchen": "RedKitchen", "hololens": "HoloLens"}
+STAGES = ("extract", "retrieval", "match", "database", "verify", "reconstruct")
+
+
+def stored(results, name):
+    """What a script stored; None where it has not been run."""
+    file = results / f"{name}.json"
+    return json.loads(file.read_text()) if file.is_file() else None
+
+
+# ---- maps
+
+
+def rows_of(results, name):
+    """Label -> what was measured, of a set."""
+    found = stored(results, "maps")
+    return {} if found is None else found["sets"].get(name, {})
+
+
+def common(rows, label):
+    """The photos that both sides placed with the intrinsics of a label."""
+    intrinsics = label.rsplit(", ", 1)[1]
+    sides = (rows.get(f"{side}, {intrinsics}", {}).get("centre_errors_m", {}) for side in ("ours", "COLMAP"))
+    return set.intersection(*(set(side) for side in sides))
+
+
+def median_of(errors, names=None):
+    """Over all, or over some names."""
+    values = [value for name, value in errors.items() if names is None or name in names]
+    return float(np.median(values)) if values else float("nan")
+
+
+def against_colmap(rows):
+    """A row a side and kind of intrinsics."""
+    titles = ["", "registered", "median centre error, cm", "90 %, cm", "median angle, deg", "points", "photos a point"]
+    lines = [[*titles, "reprojection error, px", "focal length, px"]]
+    for label, row in rows.items():
+        share = f"{row['registered']} ({100 * row['registered'] / row['photos']:.0f} %)"
+        if not row["registered"]:
+            lines.append([label, share, *["-"] * 7])
+            continue
+        errors, both = row["centre_errors_m"], common(rows, label)
+        centre = f"{100 * median_of(errors):.2f} ({100 * median_of(errors, both):.2f})"
+        lines.append(
+            [
+                label.replace("ours", "Isinglass"),
+                share,
+                centre,
+                f"{100 * np.percentile(list(errors.values()), 90):.2f}",
+                f"{median_of(row['rotation_errors_deg']):.2f}",
+                f"{row['points']:,}",
+                f"{row['track_length']:.2f}",
+                f"{row['reprojection_error_px']:.2f}",
+                f"{row['camera'][0]:.1f}",
+            ]
+        )
+    return table(lines)
+
+
+def verdict(rows):
+    """The bars, and whether they are met."""
+    mine, theirs = (rows.get(f"{side}, intrinsics found") for side in ("ours", "COLMAP"))
+    if not (mine and theirs and mine["registered"]):
+        return ""
+    share = mine["registered"] / mine["photos"]
+    ours_m = median_of(mine["centre_errors_m"])
+    theirs_m = median_of(theirs.get("centre_errors_m", {}))
+    met = "met" if share >= 0.95 and not ours_m >= theirs_m else "missed"
+    return (
+        f"\n\nThe bar, at least 95 % registered and a median centre error under that of COLMAP's own SIFT, is {met}: "
+        f"{100 * share:.0f} %, {100 * ours_m:.2f} cm against {100 * theirs_m:.2f} cm."
+    )
+
+
+def times(results):
+    """A row a stage, a column a set and side."""
+    columns = {
+        f"{title}, {side}": rows_of(results, name)[f"{label}, intrinsics found"]
+        for name, title in SETS.items()
+        for side, label in (("Isinglass", "ours"), ("COLMAP", "COLMAP"))
+        if rows_of(results, name)
+    }
+    lines = [["stage", *columns]]
+    for stage in STAGES:
+        cells = [row["seconds"].get(stage) for row in columns.values()]
+        lines.append([stage, *("-" if one is None else f"{one:.1f}" for one in cells)])
+    lines.append(["pairs", *(row["pairs"] for row in columns.values())])
+    return table(lines)
+
+
+def draw_errors(results):
+    """The share of photos whose centre is within an error, a panel a set."""
+    figure, axes = plt.subplots(1, len(SETS), figsize=(9, 3.2), layout="constrained")
+    for axis, (name, title) in zip(axes, SETS.items(), strict=True):
+        for label, colour in (("ours", "#0b62a4"), ("COLMAP", "#c44e00")):
+            for intrinsics, dashes in (("found", "-"), ("given", ":")):
+                row = rows_of(results, name).get(f"{label}, intrinsics {intrinsics}")
+                if row is None or not row["registered"]:
+                    continue
+                errors = np.sort([100 * value for value in row["centre_errors_m"].values()])
+                shares = 100 * np.arange(1, len(errors) + 1) / row["photos"]
+                shown = f"{label.replace('ours', 'Isinglass')}, intrinsics {intrinsics}"
+                axis.step(errors, shares, dashes, color=colour, where="post", label=shown)
+        axis.set(title=title, xlabel="camera centre error, cm", ylabel="photos, %", ylim=(0, 102), xscale="log")
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=8)
+    Page(results, []).save(figure, "map-errors")
+
+
+# ---- what other scripts stored
+
+
+def localisation(results):
+    """A row a map."""
+    found = stored(results, "localisation")
+    if found is None:
+        return MISSING
+    bars = [f"within {100 * m:.0f} cm, {deg:.0f} deg" for m, deg in found["bars"]]
+    lines = [["set and map", "queries", *bars, "median, cm", "median, deg", "wrong by over 1 m", "s a query"]]
+    for name, measured in found["sets"].items():
+        for label, row in measured["rows"].items():
+            recall = [f"{100 * share:.1f} %" for share in row["recall"]]
+            medians = [f"{100 * row['median_m']:.1f}", f"{row['median_deg']:.2f}"]
+            title = f"{SETS.get(name, name)}, {label}"
+            lines.append([title, row["queries"], *recall, *medians, row["wrong"], f"{row['wall_s']:.1f}"])
+    strangers = [
+        f"{one['strangers']['found']} of {one['strangers']['queries']} on {SETS.get(name, name)}"
+        for name, one in found["sets"].items()
+        if "strangers" in one
+    ]
+    told = f"\n\nQueries of the other set, which no map shows, reported as found: {', '.join(strangers)}."
+    return table(lines) + (told if strangers else "")
+
+
+def pair_selection(results):
+    """A table a set and extractor."""
+    found = stored(results, "pair_selection")
+    if found is None:
+        return MISSING
+    parts = []
+    for name, one in found["sets"].items():
+        leasts = list(one["overlapping"])
+        heads = [f"finds of those with {100 * float(least):.0f} % overlap" for least in leasts]
+        lines = [["way", "pairs", *heads, f"right at {100 * float(leasts[0]):.0f} %"]]
+        for label, way in one["ways"].items():
+            shares = [f"{100 * way[least]['found']:.1f} %" for least in leasts]
+            lines.append([label, f"{way['pairs']:,}", *shares, f"{100 * way[leasts[0]]['right']:.1f} %"])
+        counts = " and ".join(f"{one['overlapping'][least]:,} ({100 * float(least):.0f} %)" for least in leasts)
+        costs = ", ".join(f"{label} {ms} ms" for label, ms in one["cpu_ms_a_pair"].items())
+        about = (
+            f"**{name}**: {one['images']} images, pairs that overlap: {counts}. Time of a processor for a first pass: "
+            f"{costs}; of a vector, an image: {one['described_cpu_ms_an_image']} ms."
+        )
+        parts += [about, table(lines)]
+    return "\n\n".join(parts)
+
+
+def throughput(results):
+    """Two tables: against the published code, and by processes."""
+    found = stored(results, "match_many")
+    if found is None:
+        return MISSING
+    parts = []
+    for title, part in (("Against the published code", "against_published"), ("Growth", "growth")):
+        lines = [[title, "pairs a second"]]
+        for label, one in found[part]["contestants"].items():
+            lines.append([label, f"{one['pairs_a_second']:.2f}"])
+        parts.append(table(lines))
+    about = f"{found['images']} frames, {found['keypoints']} keypoints, {found['machine']['cpu']}."
+    ratio = f"In float32 `match-many` is {found['against_published']['times_as_fast_in_float32']:.2f} times as fast."
+    return "\n\n".join([about, *parts, ratio])
+
+
+def machine(results):
+    """In words."""
+    told = (stored(results, "maps") or {}).get("machine")
+    return "-" if told is None else f"{told['cpu']}, {told['cores']} cores (load {told['load']:.1f} at the end)"
+
+
+def write(results):
+    """docs/maps.md."""
+    sections = {"machine": machine(results), "times": times(results), "localisation": localisation(results)}
+    sections |= {"pairs": pair_selection(results), "throughput": throughput(results), "kills": MISSING, "ray": MISSING}
+    for name in SETS:
+        rows = rows_of(results, name)
+        row = next((one for one in rows.values() if one["registered"]), None)
+        sections[name] = against_colmap(rows) + verdict(rows) if rows else MISSING
+        sections[f"{name}_photos"] = str(row["photos"]) if row else "-"
+        sections[f"{name}_posed"] = (
+            str(max(len(one.get("centre_errors_m", {})) for one in rows.values())) if row else "-"
+        )
+        sections[f"{name}_extent"] = f"{row['extent_m']:.1f} m" if row else "-"
+    if any(rows_of(results, name) for name in SETS):
+        draw_errors(results)
+    text = (ROOT / "benchmarks/maps_page.md").read_text()
+    for name, section in sections.items():
+        text = text.replace(f"{{{name}}}", section)
+    PAGE.write_text(wrapped(text))
