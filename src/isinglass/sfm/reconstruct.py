@@ -138,7 +138,8 @@ def _numbers(model: Any) -> tuple[object, ...]:
     cameras = [(number, camera.params.tolist()) for number, camera in sorted(model.cameras.items())]
     observed = [(number, image.num_points2D(), image.num_points3D) for number, image in sorted(model.images.items())]
     tracks = sum(point.track.length() for point in model.points3D.values())
-    return cameras, observed, model.num_points3D(), tracks, float(model.compute_mean_reprojection_error())
+    error_px = round(float(model.compute_mean_reprojection_error()), 6)  # points come in another order: sums are rounded
+    return cameras, observed, model.num_points3D(), tracks, error_px
 
 
 def _replace(folder: Path, made: Path) -> None:
