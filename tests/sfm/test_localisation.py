@@ -98,6 +98,14 @@ def test_a_second_round_matches_images_that_see_the_same(made):
     assert mapped.localize(photo, options=enough).images == first.images
 
 
+def test_as_long_as_nothing_is_found_less_likely_images_are_tried(made):
+    mapped, _, _ = made
+    stranger = Room(look=5).photo(QUERIES[0])[0]
+    assert len(mapped.localize(stranger, options=LocaliseOptions(images=2, neighbours=0)).images) == 6
+    without = Map(mapped.landmarks, mapped.features, pipeline_of())
+    assert len(without.localize(stranger, options=LocaliseOptions(images=2)).images) == 16
+
+
 def test_a_place_that_is_there_twice_is_said_to_be_so(tmp_path):
     """Two rooms that look the same: an image of one of them must not be put into the other."""
     one, other = Room(), Room(middle=(50, 0, 0))

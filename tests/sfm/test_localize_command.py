@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from isinglass.cli.localize import localize
 from isinglass.errors import InputError
 from isinglass.pipeline import Pipeline
 from isinglass.sfm.cameras import CameraOptions
-from isinglass.sfm.localisation import Map
+from isinglass.sfm.localisation import LocaliseOptions, Map
 from isinglass.sfm.localised import quaternion
 from isinglass.sfm.mapping import MapOptions, make_map
 from made_map import places, pose_at
@@ -67,6 +68,13 @@ def test_a_given_camera_is_used_and_files_that_are_none_are_said(room, isinglass
     told = json.loads((tmp_path / "out.json").read_text())
     assert [one["readable"] for one in told] == [False, True]
     assert told[1]["camera"]["model"] == "PINHOLE" and off_m(told[1]["centre"], QUERIES[0]) < 0.03
+
+
+def test_defaults_are_the_librarys():
+    defaults = {one.name: one.default for one in localize.params}
+    library = LocaliseOptions()
+    for name in ("images", "neighbours", "batch"):
+        assert defaults[name] == getattr(library, name)
 
 
 def test_wrong_use_is_said(room, isinglass, tmp_path):

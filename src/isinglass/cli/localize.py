@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 @click.option(
     "--camera-params", metavar="A,B,...", help="In COLMAP's order, the centre of the top-left pixel being 0,0."
 )
-@click.option("--images", type=click.IntRange(1), default=10, show_default=True, help="Of the map, matched first.")
+@click.option("--images", type=click.IntRange(1), default=5, show_default=True, help="Of the map, matched first.")
 @click.option(
-    "--neighbours", type=click.IntRange(0), default=6, show_default=True, help="That see the same, matched then."
+    "--neighbours", type=click.IntRange(0), default=5, show_default=True, help="That see the same, matched then."
 )
 @click.option(
     "--threshold-px", type=click.FloatRange(0, min_open=True), help="Of inliers; 0.8 % of the long side if not given."

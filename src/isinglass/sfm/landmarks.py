@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from isinglass.errors import InputError
 from isinglass.files import PathLike
 from isinglass.geometry.two_view import Floats
-from isinglass.sfm.colmap import COLMAP_CENTRE
+from isinglass.sfm.colmap import COLMAP_CENTRE, pycolmap_module
 from isinglass.sfm.reconstruct import read_model
 
 NO_POINT = -1
@@ -58,11 +58,11 @@ class Landmarks:
         self.xyz = np.stack([point.xyz for point in model.points3D.values()])
         self.keypoints: list[Floats] = []
         self.rows: list[Ints] = []
+        unit = pycolmap_module().Camera.create_from_model_name(0, "SIMPLE_PINHOLE", 1.0, 0, 0)  # pixels as they are
         for one in images:
-            seen = [(*point.xy, row_of.get(point.point3D_id, NO_POINT)) for point in one.points2D]
-            table_N3 = np.array(seen, np.float64).reshape(-1, 3)
-            self.keypoints.append(table_N3[:, :2] - COLMAP_CENTRE)
-            self.rows.append(table_N3[:, 2].astype(np.int32))
+            rows = [row_of.get(point.point3D_id, NO_POINT) for point in one.points2D]
+            self.rows.append(np.array(rows, np.int32))
+            self.keypoints.append(np.asarray(unit.cam_from_img(one.points2D), np.float64) - COLMAP_CENTRE)
         pairs = [np.unique(np.column_stack([rows, np.full_like(rows, i)]), axis=0) for i, rows in enumerate(self.rows)]
         table = np.concatenate(pairs)
         table = table[table[:, 0] != NO_POINT]

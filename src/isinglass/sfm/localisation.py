@@ -175,10 +175,10 @@ class Map:
     def _likely(self, features: Features, count: int) -> list[int]:
         place = self.landmarks.place
         among = self._usable
-        if self.retrieval is None or len(among) <= count:
+        if self.retrieval is None:
             return [place[name] for name in among]
         known = [name for name in among if name in self.retrieval]
-        return [place[name] for name, _ in self.retrieval.query(features, 2 * count, among=known)]
+        return [place[name] for name, _ in self.retrieval.query(features, _ROUNDS * count, among=known)]
 
     # --- from queries to poses
 
@@ -193,8 +193,9 @@ class Map:
     def _match(self, queries: Sequence[Query], settings: LocaliseOptions) -> None:
         """One round: all pairs of all queries in one batch, then a pose for each."""
         jobs: list[tuple[Query, int]] = []
+        first = len(self.landmarks) if self.retrieval is None else settings.images
         for query in queries:
-            wanted = query.next_images(self.landmarks, settings.images, settings.neighbours)
+            wanted = query.next_images(self.landmarks, first, settings.neighbours)
             jobs += [(query, image) for image in wanted if self.landmarks.names[image] not in self.problems]
         if not jobs:
             return

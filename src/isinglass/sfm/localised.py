@@ -20,8 +20,9 @@ from isinglass.sfm.query import CameraFrom
 class LocaliseOptions:
     """How queries are localised. Raises InputError on values that make no sense.
 
-    images        of the map, the most alike ones, that a query is matched with first
-    neighbours    images that are matched next, those that see most of the points of the pose so far
+    images        of the map, the most alike ones, that a query is matched with first; and the next ones, twice, as
+                  long as no pose is believed
+    neighbours    images that are matched then, those that see most of the points of the pose so far
     enough        inliers that make that unneeded
     points_only   match only keypoints of the map that see a point: faster
     threshold_px  of inliers; None = 0.8 percent of the query's long side
@@ -29,9 +30,9 @@ class LocaliseOptions:
     memory_mb     features of the map's images that are kept in memory
     """
 
-    images: int = 10
-    neighbours: int = 6
-    enough: int = 150
+    images: int = 5
+    neighbours: int = 5
+    enough: int = 100
     points_only: bool = True
     threshold_px: float | None = None
     batch: int = 4

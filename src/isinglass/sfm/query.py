@@ -91,14 +91,20 @@ class Query:
         return self.pose is not None and self.pose.cam_from_world is not None
 
     def next_images(self, landmarks: Landmarks, first: int, more: int) -> list[int]:
-        """Which images to match next: the `first` likely ones, then `more` by co-visibility, or likely ones again."""
+        """Which images to match next.
+
+        `more` of those that see most of the points of the pose so far; and unless that is believed, the next `first`
+        likely ones.
+        """
         self.rounds += 1
-        if self.pose is None or not self.pose.num_inliers:
-            return [image for image in self.likely if image not in self.matched][:first]
-        seen_I = landmarks.seen_by(self._matches[self.pose.inliers, 1])
-        seen_I[list(self.matched)] = 0
-        best = np.argsort(-seen_I, kind="stable")[:more]
-        return [int(image) for image in best if seen_I[image]]
+        left = [image for image in self.likely if image not in self.matched]
+        chosen = [] if self.success else left[:first]
+        if self.pose is not None and self.pose.num_inliers:
+            seen_I = landmarks.seen_by(self._matches[self.pose.inliers, 1])
+            seen_I[[*self.matched, *chosen]] = 0
+            best = np.argsort(-seen_I, kind="stable")[:more]
+            chosen += [int(image) for image in best if seen_I[image]]
+        return chosen
 
     def solve(self, landmarks: Landmarks) -> None:
         """The best pose for all matches so far; where none is believed, for those of images that see the same."""
