@@ -138,7 +138,7 @@ def _numbers(model: Any) -> tuple[object, ...]:
     cameras = [(number, camera.params.tolist()) for number, camera in sorted(model.cameras.items())]
     observed = [(number, image.num_points2D(), image.num_points3D) for number, image in sorted(model.images.items())]
     tracks = sum(point.track.length() for point in model.points3D.values())
-    error_px = round(float(model.compute_mean_reprojection_error()), 6)  # points come in another order: sums are rounded
+    error_px = round(float(model.compute_mean_reprojection_error()), 6)  # points are read in another order
     return cameras, observed, model.num_points3D(), tracks, error_px
 
 
