@@ -28,11 +28,11 @@ from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster as Nodes
 from isinglass import distributed
-from isinglass.options import Options
+from isinglass.pipeline import Pipeline
 from isinglass.sfm.pairs import exhaustive
 from isinglass.sfm.store import FeatureStore
 
-folder, options = Path(sys.argv[1]), Options(**json.loads(sys.argv[2]))
+folder, pipeline = Path(sys.argv[1]), Pipeline(**json.loads(sys.argv[2]))
 distributed.PAIRS_A_TASK, distributed.PHOTOS_A_TASK = 3, 2
 memory = {"object_store_memory": 80_000_000}
 nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 0, **memory})
@@ -57,16 +57,21 @@ def harm(done, of):
         killed.append("node")
 
 names = sorted(file.name for file in (folder / "photos").iterdir())
-filled = distributed.extract_on_cluster(folder / "features.h5", folder / "photos", names, options, cluster)
+filled = cluster.extract(folder / "features.h5", folder / "photos", names, pipeline)
 features = FeatureStore(folder / "features.h5")
 pairs = exhaustive(list(features))
-matched = distributed.match_on_cluster(features, pairs, folder / "matches.h5", options, cluster, tell=harm)
-again = distributed.match_on_cluster(features, pairs, folder / "matches.h5", options, cluster)
+matched = cluster.match(features, pairs, folder / "matches.h5", pipeline, tell=harm)
+again = cluster.match(features, pairs, folder / "matches.h5", pipeline)
 print(json.dumps({"made": [filled.made, matched.made], "again": [again.made, again.reused], "killed": killed,
                   "problems": [filled.problems, list(matched.problems.values())]}))
 ray.shutdown()
 nodes.shutdown()
 """
+
+
+def order(**changes):
+    told = {"options": Options(**OPTIONS), "threads": torch.get_num_threads(), "kernel": "Blocked"}
+    return distributed.Order(**{**told, "version": distributed.version("isinglass"), **changes})
 
 
 @pytest.fixture
@@ -110,13 +115,12 @@ def test_a_cluster_gives_what_one_process_gives_though_a_process_and_a_node_are_
 
 def test_a_node_of_another_version_is_an_error():
     with pytest.raises(IsinglassError, match=r"a node has isinglass .*, expected 0\.0\.0 as on the driver"):
-        distributed._match((Chunk([]), {}), Options(**OPTIONS), 1, "0.0.0")
+        distributed._match((Chunk([]), {}), order(version="0.0.0"))
 
 
 def test_a_photo_that_cannot_be_read_does_not_spoil_the_others_of_its_task(photos):
-    threads = torch.get_num_threads()
     content = [(path.read_bytes(), None) for path in (photos / "broken.png", photos / NAMES[0])]
-    broken, whole = distributed._extract(content, Options(**OPTIONS), threads, distributed.version("isinglass"))
+    broken, whole = distributed._extract(content, order())
     assert isinstance(broken, InputError) and whole.keypoints.shape == (1, 128, 2)
 
 

@@ -15,13 +15,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
 
 from isinglass.errors import InputError, IsinglassError, MissingExtra
 from isinglass.files import PathLike
+from isinglass.ops.attention import agree_on_kernel, fastest_kernel
 from isinglass.ops.threads import use_threads
 from isinglass.options import Options
-from isinglass.pipeline import pipeline_of
+from isinglass.pipeline import Pipeline, pipeline_of
 from isinglass.sfm.extraction import Extraction, Filled, Missing, Tell, feature_settings
 from isinglass.sfm.matching import (
     Chunk,
@@ -82,77 +85,83 @@ class Cluster:
             counts.append(there.get("GPU", 0) // self.gpus)
         return max(1, int(min(counts)))
 
+    def extract(
+        self,
+        store_path: PathLike,
+        photos: PathLike,
+        names: Sequence[str],
+        pipeline: Pipeline,
+        *,
+        masks: Path | None = None,
+        tell: Tell = lambda done, of: None,
+    ) -> Filled:
+        """As `sfm.extraction.extract_images`, with the options of the pipeline."""
+        ray = self.connect()
+        with FeatureStore(store_path, pipeline.extractor.signature, feature_settings(pipeline)) as store:
+            run = Extraction(store, Path(photos), masks, names, tell)
+            try:
+                for sent, found in self._run(ray, _extract, _photos(run), pipeline):
+                    for one, features in zip(sent, itertools.repeat(found) if _failed(found) else found, strict=False):
+                        run.finish(one, features)
+            finally:
+                run.write()
+            store.merge()
+        return run.filled()
 
-def extract_on_cluster(
-    store_path: PathLike,
-    photos: PathLike,
-    names: Sequence[str],
-    options: Options,
-    cluster: Cluster,
-    *,
-    masks: Path | None = None,
-    tell: Tell = lambda done, of: None,
-) -> Filled:
-    """As `sfm.extraction.extract_images`."""
-    ray = cluster.connect()
-    pipeline = pipeline_of(options)
-    with FeatureStore(store_path, pipeline.extractor.signature, feature_settings(pipeline)) as store:
-        run = Extraction(store, Path(photos), masks, names, tell)
-        try:
-            for sent, found in _run(ray, cluster, _extract, _photos(run), options):
-                for one, features in zip(sent, itertools.repeat(found) if _failed(found) else found, strict=False):
-                    run.finish(one, features)
-        finally:
-            run.write()
-        store.merge()
-    return run.filled()
+    def match(
+        self,
+        features: FeatureStore,
+        pairs: Sequence[Pair],
+        matches_path: PathLike,
+        pipeline: Pipeline,
+        *,
+        tell: Tell = lambda done, of: None,
+    ) -> Matched:
+        """As `sfm.matching.match_stored`, with the matcher of the pipeline's options."""
+        ray = self.connect()
+        settings, limits = matching_settings(pipeline, features), (keypoints_a_batch(pipeline.matcher), None)
+        with MatchRun(
+            features, pairs, matches_path, settings=settings, limits=limits, chunk_pairs=PAIRS_A_TASK, tell=tell
+        ) as run:
+            contents = ((chunk, (chunk, {name: _view(features, name) for name in chunk.names})) for chunk in run.chunks)
+            for chunk, found in self._run(ray, _match, contents, pipeline):
+                for one in [({}, dict.fromkeys(chunk.pairs, str(found)))] if _failed(found) else found:
+                    run.take(one)
+        return run.result
+
+    def _run(
+        self, ray: Any, function: Any, chunks: Iterator[tuple[Any, Any]], pipeline: Pipeline
+    ) -> Iterator[tuple[Any, Any]]:
+        """(label, what came of it) of each chunk (label, content), as they are done; content is sent to the nodes.
+
+        What came is an InputError where all tries died. Raises what a node raises of itself: no weights, say.
+        """
+        task = ray.remote(num_cpus=self.threads, num_gpus=self.gpus, max_retries=TRIES)(function)
+        kernel = fastest_kernel(getattr(pipeline.matcher, "compute_dtype", torch.float32)).__name__
+        order = Order(pipeline.options, self.threads, kernel, version("isinglass"))
+        running: dict[Any, Any] = {}
+        more = True
+        while more or running:
+            while more and len(running) < WAITING_A_PLACE * self.places(ray):
+                label, content = next(chunks, (None, None))
+                more = label is not None
+                if more:
+                    running[task.remote(content, order)] = label
+            if running:
+                done, _ = ray.wait(list(running), num_returns=1)
+                yield running.pop(done[0]), _result(ray, done[0])
 
 
-def match_on_cluster(
-    features: FeatureStore,
-    pairs: Sequence[Pair],
-    matches_path: PathLike,
-    options: Options,
-    cluster: Cluster,
-    *,
-    tell: Tell = lambda done, of: None,
-) -> Matched:
-    """As `sfm.matching.match_stored`, with the matcher of `options`."""
-    ray = cluster.connect()
-    pipeline = pipeline_of(options)
-    settings, limits = matching_settings(pipeline, features), (keypoints_a_batch(pipeline.matcher), None)
-    with MatchRun(
-        features, pairs, matches_path, settings=settings, limits=limits, chunk_pairs=PAIRS_A_TASK, tell=tell
-    ) as run:
-        contents = ((chunk, (chunk, {name: _view(features, name) for name in chunk.names})) for chunk in run.chunks)
-        for chunk, found in _run(ray, cluster, _match, contents, options):
-            for one in [({}, dict.fromkeys(chunk.pairs, str(found)))] if _failed(found) else found:
-                run.take(one)
-    return run.result
+class Order(NamedTuple):
+    """How a node is to compute, beside what."""
+
+    options: Options
+    threads: int
+    kernel: str  # of attention on CPUs: two kernels round otherwise
+    version: str
 
 
 # ---- on the driver
-
-
-def _run(
-    ray: Any, cluster: Cluster, function: Any, chunks: Iterator[tuple[Any, Any]], options: Options
-) -> Iterator[tuple[Any, Any]]:
-    """(what was sent, what came of it) of each chunk (label, content), as they are done; content is sent to the nodes.
-
-    What came is an InputError where all tries died. Raises what a node raises of itself: a wrong version, no weights.
-    """
-    task = ray.remote(num_cpus=cluster.threads, num_gpus=cluster.gpus, max_retries=TRIES)(function)
-    running: dict[Any, Any] = {}
-    more = True
-    while more or running:
-        while more and len(running) < WAITING_A_PLACE * cluster.places(ray):
-            label, content = next(chunks, (None, None))
-            more = label is not None
-            if more:
-                running[task.remote(content, options, cluster.threads, version("isinglass"))] = label
-        if running:
-            done, _ = ray.wait(list(running), num_returns=1)
-            yield running.pop(done[0]), _result(ray, done[0])
 
 
 def _result(ray: Any, reference: Any) -> Any:
@@ -188,12 +197,10 @@ def _view(features: FeatureStore, name: str) -> Features | InputError:
 # ---- on a node
 
 
-def _extract(
-    photos: list[tuple[bytes, bytes | None]], options: Options, threads: int, sent_by: str
-) -> list[Features | InputError]:
+def _extract(photos: list[tuple[bytes, bytes | None]], order: Order) -> list[Features | InputError]:
     from PIL import Image
 
-    pipeline = _prepared(options, threads, sent_by)
+    pipeline = _prepared(order)
 
     def one(photo: bytes, mask: bytes | None) -> Features | InputError:
         try:
@@ -208,11 +215,9 @@ def _extract(
     return [one(*content) for content in photos]
 
 
-def _match(
-    content: tuple[Chunk, Mapping[str, Features | InputError]], options: Options, threads: int, sent_by: str
-) -> list[Found]:
+def _match(content: tuple[Chunk, Mapping[str, Features | InputError]], order: Order) -> list[Found]:
     chunk, views = content
-    pipeline = _prepared(options, threads, sent_by)
+    pipeline = _prepared(order)
 
     def view(name: str) -> Features:
         one = views[name]
@@ -223,8 +228,9 @@ def _match(
     return list(match_chunk(view, chunk, pipeline.matcher))
 
 
-def _prepared(options: Options, threads: int, sent_by: str) -> Any:
-    if version("isinglass") != sent_by:
-        raise IsinglassError(f"a node has isinglass {version('isinglass')}, expected {sent_by} as on the driver")
-    use_threads(threads)
-    return pipeline_of(options)
+def _prepared(order: Order) -> Pipeline:
+    if version("isinglass") != order.version:
+        raise IsinglassError(f"a node has isinglass {version('isinglass')}, expected {order.version} as on the driver")
+    use_threads(order.threads)
+    agree_on_kernel(order.kernel)
+    return pipeline_of(order.options)

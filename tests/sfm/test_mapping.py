@@ -13,6 +13,7 @@ from isinglass.sfm import mapping
 from isinglass.sfm.cameras import CameraOptions
 from isinglass.sfm.choice import PairOptions
 from isinglass.sfm.colmap import Project
+from isinglass.sfm.computing import Here
 from isinglass.sfm.mapping import make_map, pipeline_of, read_map
 from isinglass.sfm.reconstruct import read_model
 from isinglass.sfm.store import FeatureStore, MatchStore
@@ -140,17 +141,21 @@ def test_masks(setup, tmp_path):
     assert [mask is not None and bool(mask.any()) for mask in seen].count(True) == 1
 
 
-def test_other_ways_to_match(setup):
-    """What a cluster is given: stored features, pairs, and where matches go."""
+def test_others_can_compute(setup):
+    """What a cluster is given: photos, stored features, pairs, and where all goes."""
     asked = []
 
-    def match_pairs(features, pairs, path, tell):
-        asked.append((len(features), len(pairs), path.name))
-        settings = mapping.matching_settings(setup.pipeline)
-        return mapping.match_stored(features, pairs, path, setup.knowing, settings=settings)
+    class Other(Here):
+        def extract(self, store_path, photos, names, pipeline, **more):
+            asked.append(len(names))
+            return super().extract(store_path, photos, names, pipeline, **more)
 
-    assert setup.make(match_pairs=match_pairs).models[0].images == 7
-    assert asked == [(7, 21, "matches.h5")]
+        def match(self, features, pairs, matches_path, pipeline, **more):
+            asked.append((len(features), len(pairs), matches_path.name))
+            return super().match(features, pairs, matches_path, pipeline, **more)
+
+    assert setup.make(computing=Other()).models[0].images == 7
+    assert asked == [7, (7, 21, "matches.h5")]
 
 
 # ---- what has no map

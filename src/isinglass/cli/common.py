@@ -12,6 +12,7 @@ import click
 
 if TYPE_CHECKING:
     from isinglass.pipeline import Pipeline
+    from isinglass.sfm.computing import Computing
 
 OK, SOME_FAILED, WRONG_USAGE, NOT_AVAILABLE = 0, 1, 2, 3
 PATH = click.Path(path_type=Path)
@@ -63,6 +64,13 @@ MATCHER_OPTIONS = (
 )
 
 
+CLUSTER_OPTIONS = (
+    click.option("--ray", "address", help='Compute on the Ray cluster at host:port; "local" = one of this machine.'),
+    click.option("--ray-threads", type=click.IntRange(1), default=1, show_default=True, help="Cores of one task."),
+    click.option("--ray-gpus", type=click.FloatRange(0), default=0, show_default=True, help="Share of one of a task."),
+)
+
+
 def options(*decorators: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Several click options as one decorator."""
 
@@ -88,6 +96,19 @@ def pipeline_options(settings: dict[str, Any]) -> dict[str, Any]:
     if values.pop("original_size"):
         values["resize"] = None
     return values
+
+
+def take_computing(settings: dict[str, Any], *, workers: int, memory_mb: int) -> Computing:
+    """Who extracts and matches, by CLUSTER_OPTIONS, which are taken out of a command's."""
+    from isinglass.distributed import Cluster
+    from isinglass.sfm.computing import Here
+
+    address, threads, gpus = (settings.pop(name) for name in ("address", "ray_threads", "ray_gpus"))
+    if address is None:
+        return Here(workers=workers, memory_mb=memory_mb)
+    if workers > 1:
+        raise click.UsageError("--workers are of this machine; a cluster has as many as fit. Leave one of both out.")
+    return Cluster(address=address, threads=threads, gpus=gpus)
 
 
 def with_progress(items: Iterable[Any], count: int, label: str) -> Iterator[Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from isinglass.cli.common import (
+    CLUSTER_OPTIONS,
     MATCHER_OPTIONS,
     OK,
     PATH,
@@ -20,6 +21,7 @@ from isinglass.cli.common import (
     complain,
     make_pipeline,
     options,
+    take_computing,
 )
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ PAIR_OPTIONS = (
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that match.")
 @click.option("--cache-mb", type=click.IntRange(1), default=1000, show_default=True, help="Features held in memory.")
 @click.option("--json", "as_json", is_flag=True, help="The summary as JSON on stdout.")
-@options(*PAIR_OPTIONS, *CAMERA_OPTIONS, *PIPELINE_OPTIONS, *MATCHER_OPTIONS)
+@options(*CLUSTER_OPTIONS, *PAIR_OPTIONS, *CAMERA_OPTIONS, *PIPELINE_OPTIONS, *MATCHER_OPTIONS)
 def make(photos: Path, output: Path, as_json: bool, **settings: Any) -> int:
     """Make a map of all photos in and below PHOTOS: features, pairs, matches, a COLMAP model, and a page to look at.
 
@@ -72,8 +74,9 @@ def make(photos: Path, output: Path, as_json: bool, **settings: Any) -> int:
     from isinglass.sfm.mapping import make_map
 
     chosen = map_options(settings)
+    computing = take_computing(settings, workers=chosen.workers, memory_mb=chosen.memory_mb)
     view = _View(chosen)
-    summary = make_map(photos, output, make_pipeline(settings), chosen, tell=view.tell)
+    summary = make_map(photos, output, make_pipeline(settings), chosen, computing=computing, tell=view.tell)
     view.end()
     click.echo(json.dumps(asdict(summary)) if as_json else _told(summary, output))
     for name, why in summary.problems.items():

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from isinglass.cli.common import (
+    CLUSTER_OPTIONS,
     MATCHER_OPTIONS,
     OK,
     PATH,
@@ -20,10 +21,12 @@ from isinglass.cli.common import (
     complain,
     options,
     pipeline_options,
+    take_computing,
 )
 from isinglass.errors import InputError
 
 if TYPE_CHECKING:
+    from isinglass.sfm.computing import Computing
     from isinglass.sfm.extraction import Filled
     from isinglass.sfm.matching import Matched
     from isinglass.sfm.store import Pair
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that match.")
 @click.option("--cache-mb", type=click.IntRange(1), default=1000, show_default=True, help="Features held in memory.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-@options(*PIPELINE_OPTIONS, *MATCHER_OPTIONS)
+@options(*CLUSTER_OPTIONS, *PIPELINE_OPTIONS, *MATCHER_OPTIONS)
 def match_many(
     source: Path,
     pairs: str,
@@ -55,13 +58,14 @@ def match_many(
     """
     if settings["rotation"] == "auto":
         raise InputError("--rotation auto matches each pair four times, which match-many does not; choose exif or none")
+    computing = take_computing(settings, workers=workers, memory_mb=cache_mb)
     store, filled = source, None
     if not source.is_file():
         store = output.with_name("features.h5")
-        filled = _extracted(source, store, masks, settings)
+        filled = _extracted(source, store, masks, settings, computing)
     elif masks is not None:
         raise click.UsageError("--masks is for a folder of photos; the features of SOURCE are there already.")
-    result = _matched(store, pairs, output, settings, workers=workers, memory_mb=cache_mb)
+    result = _matched(store, pairs, output, settings, computing)
     failed = _complain(filled, result)
     if as_json:
         told = {"made": result.made, "reused": result.reused, "failed": len(result.problems)}
@@ -73,43 +77,29 @@ def match_many(
     return SOME_FAILED if failed else OK
 
 
-def _extracted(photos: Path, store: Path, masks: Path | None, settings: dict[str, Any]) -> Filled:
+def _extracted(photos: Path, store: Path, masks: Path | None, settings: dict[str, Any], computing: Computing) -> Filled:
     from isinglass.pipeline import Pipeline
-    from isinglass.sfm.extraction import extract_images, image_names
+    from isinglass.sfm.extraction import image_names
 
     names = image_names(photos)
     values = pipeline_options(settings)
     values |= {"matcher": "nearest", "filter_threshold": None, "ratio": None}  # it only extracts
-    pipeline = Pipeline(**values)
     with _shown("extracting") as tell:
-        return extract_images(store, photos, names, pipeline, masks=masks, tell=tell)
+        return computing.extract(store, photos, names, Pipeline(**values), masks=masks, tell=tell)
 
 
-def _matched(
-    store: Path, pairs: str, output: Path, settings: dict[str, Any], *, workers: int, memory_mb: int
-) -> Matched:
-    import torch
-
-    from isinglass.models import best_device, load_matcher
-    from isinglass.options import Options
-    from isinglass.sfm.matching import match_stored, settings_of
+def _matched(store: Path, pairs: str, output: Path, settings: dict[str, Any], computing: Computing) -> Matched:
+    from isinglass.pipeline import Pipeline
     from isinglass.sfm.store import FeatureStore
-    from isinglass.sfm.workers import match_with_workers
 
     with FeatureStore(store) as features:
         for problem in features.problems.values():
             complain(problem, SOME_FAILED)
         values = pipeline_options(settings)
         values["extractor"] = features.signature.extractor
-        chosen = Options.of(**values)
-        wanted = _pairs(pairs, list(features))
+        pipeline = Pipeline(**values)
         with _shown("matching") as tell:
-            if workers > 1:
-                more = {"workers": workers, "memory_mb": memory_mb, "tell": tell}
-                return match_with_workers(store, wanted, output, chosen, **more)
-            matcher = load_matcher(chosen, torch.device(chosen.device or best_device()))
-            text = settings_of(matcher, features.settings)
-            return match_stored(features, wanted, output, matcher, settings=text, memory_mb=memory_mb, tell=tell)
+            return computing.match(features, _pairs(pairs, list(features)), output, pipeline, tell=tell)
 
 
 def _pairs(pairs: str, names: list[str]) -> list[Pair]:

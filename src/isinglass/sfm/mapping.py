@@ -29,8 +29,9 @@ from isinglass.pipeline import pipeline_of as pipeline_of_options
 from isinglass.sfm.cameras import CameraOptions, cameras_of
 from isinglass.sfm.choice import PairOptions, choose_pairs, drop_hopeless
 from isinglass.sfm.colmap import write_database
-from isinglass.sfm.extraction import extract_images, feature_settings, image_names
-from isinglass.sfm.matching import Matched, match_stored, matching_settings
+from isinglass.sfm.computing import Computing, Here
+from isinglass.sfm.extraction import feature_settings, image_names
+from isinglass.sfm.matching import matching_settings
 from isinglass.sfm.page import write_map_page
 from isinglass.sfm.pairs import read_pairs, write_pairs
 from isinglass.sfm.reconstruct import Mapper, reconstruct, report_of
@@ -39,10 +40,8 @@ from isinglass.sfm.stages import Stages, key_of
 from isinglass.sfm.store import FeatureStore, MatchStore, Pair
 from isinglass.sfm.summary import MapSummary, why_no_model
 from isinglass.sfm.verification import verify
-from isinglass.sfm.workers import match_with_workers
 
 Tell = Callable[[str, int, int], None]  # stage, done, of
-MatchPairs = Callable[[FeatureStore, Sequence[Pair], Path, Callable[[int, int], None]], Matched]
 SCHEMA = "isinglass map 1"
 STAGES = ("extract", "retrieval", "pairs", "match", "database", "verify", "reconstruct", "page")
 
@@ -72,13 +71,13 @@ def make_map(
     pipeline: Pipeline,
     options: MapOptions | None = None,
     *,
-    match_pairs: MatchPairs | None = None,
+    computing: Computing | None = None,
     tell: Tell = lambda stage, done, of: None,
 ) -> MapSummary:
     """Make a map of all photos in and below a folder, or go on where a run that was stopped left it.
 
-    match_pairs  matches pairs of stored features into a store, in place of this process and its `workers`
-    tell         hears of every stage's progress
+    computing  who extracts and matches, such as a cluster; None = this process, and its `workers`
+    tell       hears of every stage's progress
 
     Photos that cannot be read are left out and named in the summary; no model is a result, with the reason. Raises
     InputError where there are no photos, for options that make no sense, and for a folder of a map of other options;
@@ -87,7 +86,7 @@ def make_map(
     if pipeline.options.rotation == "auto":
         raise InputError("rotation 'auto' needs both images of a pair; expected 'exif' or 'none' for a map")
     making = _Making(Path(photos), Path(folder), pipeline, options or MapOptions(), tell)
-    return making.run(match_pairs)
+    return making.run(computing or Here(workers=making.options.workers, memory_mb=making.options.memory_mb))
 
 
 def pipeline_of(folder: PathLike) -> Pipeline:
@@ -123,13 +122,13 @@ class _Making:
         self.usable: list[str] = []  # of names, those that have features
         self.features_key = ""
 
-    def run(self, match_pairs: MatchPairs | None) -> MapSummary:
+    def run(self, computing: Computing) -> MapSummary:
         """All stages."""
         self._tell_map(None)
-        self.extract()
+        self.extract(computing)
         with_retrieval = self.retrieval()
         pairs = self.pairs(with_retrieval)
-        matched = self.match(pairs, match_pairs or self._match_here)
+        matched = self.match(pairs, computing)
         database = self.database(pairs, matched)
         verified = self.verify(database)
         models = self.reconstruct(database)
@@ -154,7 +153,7 @@ class _Making:
 
     # --- stages
 
-    def extract(self) -> None:
+    def extract(self, computing: Computing) -> None:
         """Features of all photos that can be read."""
         stats = [_stat(self.photos / name) for name in self.names]
         masks = [] if self.options.masks is None else sorted(map(_stat, self.options.masks.rglob("*")))
@@ -163,7 +162,7 @@ class _Making:
         path = self.folder / "features.h5"
 
         def work() -> dict[str, Any]:
-            filled = extract_images(
+            filled = computing.extract(
                 path, self.photos, self.names, self.pipeline, masks=self.options.masks, tell=self._tell("extract")
             )
             return {"problems": filled.problems}
@@ -212,13 +211,13 @@ class _Making:
         self.notes += self.stages.run("pairs", key, [path], work).result["notes"]
         return read_pairs(path, self.names)
 
-    def match(self, pairs: Sequence[Pair], match_pairs: MatchPairs) -> str:
+    def match(self, pairs: Sequence[Pair], computing: Computing) -> str:
         """All pairs; gives the key of the matches."""
         path = self.folder / "matches.h5"
         key = key_of(self.features_key, matching_settings(self.pipeline), pairs)
 
         def work() -> dict[str, Any]:
-            matched = match_pairs(self.store, pairs, path, self._tell("match"))
+            matched = computing.match(self.store, pairs, path, self.pipeline, tell=self._tell("match"))
             return {"problems": {" ".join(pair): why for pair, why in matched.problems.items()}}
 
         problems = self.stages.run("match", key, [path] if pairs else [], work).result["problems"]
@@ -279,19 +278,6 @@ class _Making:
         self.stages.run("page", key_of(self.features_key, told, self._told()), [page], work)
 
     # --- parts
-
-    def _match_here(
-        self, store: FeatureStore, pairs: Sequence[Pair], path: Path, tell: Callable[[int, int], None]
-    ) -> Matched:
-        memory_mb, workers = self.options.memory_mb, self.options.workers
-        if workers > 1:
-            return match_with_workers(
-                store.path, pairs, path, self.pipeline.options, workers=workers, memory_mb=memory_mb, tell=tell
-            )
-        settings = matching_settings(self.pipeline)
-        return match_stored(
-            store, pairs, path, self.pipeline.matcher, settings=settings, memory_mb=memory_mb, tell=tell
-        )
 
     def _loaded(self) -> Retrieval:
         return Retrieval.load(self.folder / "retrieval.npz")
