@@ -63,6 +63,23 @@ def test_an_image_of_another_place_is_nowhere(made):
         assert result.cam_from_world is None and result.centre is None and result.covariance is None
 
 
+def test_a_few_matches_that_agree_among_many_that_do_not_are_no_place(made):
+    """Something of the room stands elsewhere, and what is around it is matched at random."""
+    mapped, _, room = made
+    photo, _ = room.photo(QUERIES[0], clutter=0)
+    count = photo.keypoints.shape[1]
+    assert count > 250
+    rng = np.random.default_rng(0)
+    for right, found in ((28, False), (120, True)):
+        pixels = photo.keypoints[0].numpy().copy()
+        wrong = rng.permutation(count)[right:]
+        pixels[wrong] = rng.uniform(0, SIZE, (len(wrong), 2))
+        result = mapped.localize(features_of(pixels, photo.descriptors[0].numpy()))
+        assert result.success == found
+        assert right - 10 < result.num_inliers < right + 15
+        assert found or "agree" in result.reason
+
+
 def test_without_keypoints_there_is_a_reason(made, tmp_path):
     mapped, _, _ = made
     empty = features_of(np.zeros((0, 2)), np.zeros((0, CHANNELS)))

@@ -23,6 +23,8 @@ from isinglass.sfm.landmarks import Landmarks
 from isinglass.types import Features
 
 CameraFrom = Literal["given", "exif", "map", "guessed"]
+_FEW, _LEAST_SHARE = 30, 0.3  # fewer keypoints than that must be this share of those that were matched
+_LEAST_SUPPORT = 0.2  # of the matches of the images that support a pose, those that agree with it
 _RIVAL = 0.5  # another pose with so many of the best one's inliers makes the place ambiguous
 _APART, _APART_DEG = 0.1, 10.0  # poses that differ by more are two: of the median distance of points, or in direction
 _WORSE = 1.2  # residuals, squared, of the camera believed over those with a free focal length: it is another camera
@@ -118,10 +120,10 @@ class Query:
         pose, self.source, self._matches = max(
             candidates, key=lambda one: (one[0].cam_from_world is not None, one[0].num_inliers)
         )
-        if pose.cam_from_world is not None and self._has_rival(landmarks, pose, everything):
-            reason = f"two places explain the image: {pose.num_inliers} matches agree on one, others on another"
-            pose = replace(pose, cam_from_world=None, covariance=None, reason=reason)
         self.pose = pose
+        reason = self._doubt(landmarks, everything) if self.success else ""
+        if reason:
+            self.pose = replace(pose, cam_from_world=None, covariance=None, reason=reason)
 
     def counts(self) -> tuple[int, int]:
         """Keypoints that have a match with a point, and those of them that agree with the pose."""
@@ -159,6 +161,22 @@ class Query:
             return best, about.source
         before, after = (_cost(one, pixels_K2, points_K3) for one in (best, other))
         return (other, "guessed") if before > _WORSE * after else (best, about.source)
+
+    def _doubt(self, landmarks: Landmarks, table_K2: NDArray[np.int64]) -> str:
+        """Why a pose is not believed that its matches determine; "" where it is.
+
+        Wrong matches are not as random as chance has it: those of one image lie alike, and a few may agree.
+        """
+        assert self.pose is not None
+        matches, inliers = self.counts()
+        of = [(count, len(self.matched[image])) for image, count in self.inliers_by_image().items()]
+        support = [one for one in of if 4 * one[0] >= of[0][0]]
+        share = sum(count for count, _ in support) / max(sum(total for _, total in support), 1)
+        if (inliers < _FEW and inliers < _LEAST_SHARE * matches) or share < _LEAST_SUPPORT:
+            return f"only {inliers} of {matches} matched keypoints agree on a pose"
+        if self._has_rival(landmarks, self.pose, table_K2):
+            return f"two places explain the image: {inliers} matched keypoints agree on one, others on another"
+        return ""
 
     def _has_rival(self, landmarks: Landmarks, pose: AbsolutePose, table_K2: NDArray[np.int64]) -> bool:
         """Whether the matches that do not agree with the pose agree on another one, nearly as well."""
