@@ -131,6 +131,34 @@ def test_other_keypoints_in_a_database_are_refused(scene, tmp_path):
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+def test_the_log_of_a_process_that_was_killed_is_not_put_into_another_file(scene, tmp_path, is_there):
+    """It was writing matches; the file is then added to, or is gone and written anew."""
+    path = tmp_path / "database.db"
+    write(scene, path, scene.pairs[:2])
+    code = f"""
+import os, signal, sys
+sys.path[:0] = {[str(one) for one in sys.path]!r}
+from isinglass.sfm.colmap import Project, pycolmap_module
+project = Project({str(path)!r}, in_place=True)
+for _ in range(3):
+    project.write_geometry("000.png", "001.png", pycolmap_module().TwoViewGeometry())
+    project._database.delete_two_view_geometry(1, 2)
+project.write_geometry("000.png", "001.png", pycolmap_module().TwoViewGeometry())
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False)
+    assert done.returncode == -9
+    assert (tmp_path / "database.db-wal").stat().st_size > 0
+    if not is_there:
+        path.unlink()
+    write(scene, path)
+    assert [file.name for file in tmp_path.iterdir()] == ["database.db"]
+    with Project(path) as project:
+        assert len(project.matched) == 6
+        assert project.inliers == ({("000.png", "001.png"): 0} if is_there else {})
+
+
 # ---- bad files
 
 

@@ -154,6 +154,9 @@ def test_pairs_that_share_nothing_are_not_verified(tmp_path):
     scene.matches_of = lambda *pair: PairMatches(indices=indices, scores=np.ones(count, np.float32))
     found = verify(database_of(scene))
     assert (found.pairs, found.verified, found.inliers) == (1, 0, 0)
+    with Project(tmp_path / "database.db") as project:
+        assert project.inliers == {("000.png", "001.png"): 0}
+    assert verify(tmp_path / "database.db") == found
     assert reconstruct(tmp_path / "database.db", scene.photos, tmp_path / "model") == []
     assert list((tmp_path / "model").iterdir()) == []
 

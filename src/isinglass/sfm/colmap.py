@@ -27,6 +27,7 @@ from isinglass.sfm.store import FeatureStore, MatchStore, Pair
 
 _SQLITE = b"SQLite format 3\x00"
 _VERSION_AT = 60  # byte of the file that COLMAP keeps its version at, as a big-endian number of four bytes
+_BESIDE = ("-wal", "-shm")  # the log of changes, which is gone when the file is closed, and its index
 _SAME_PX = 1e-3
 
 
@@ -84,6 +85,10 @@ def write_database(
     path = Path(path)
     if path.exists():
         Project(path).close()  # which says what is wrong with it
+        if _log_of(path).exists():  # of a process that was killed: what it says must not be put into the new file
+            Project(path, in_place=True).close()
+    else:
+        remove_database(path)
     with write_atomically(path) as temporary:
         try:
             if path.exists():
@@ -95,8 +100,19 @@ def write_database(
                 f"{str(path)!r} cannot be written ({error}); it is as it was. Free space, or choose another path"
             ) from error
         finally:
-            for suffix in ("-wal", "-shm"):
+            for suffix in _BESIDE:
                 temporary.with_name(temporary.name + suffix).unlink(missing_ok=True)
+
+
+def remove_database(path: PathLike) -> None:
+    """With the log of changes that a process which was killed leaves beside it."""
+    path = Path(path)
+    for suffix in (*_BESIDE, ""):  # a log without its file would be taken for that of the next one
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def _log_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}{_BESIDE[0]}")
 
 
 def _fill(
@@ -234,7 +250,7 @@ class Project:
             file = self.path
             if not in_place:
                 file = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="isinglass-"))) / "database.db"
-                for suffix in ("", "-wal"):
+                for suffix in ("", _BESIDE[0]):
                     with suppress(FileNotFoundError):
                         shutil.copyfile(f"{self.path}{suffix}", f"{file}{suffix}")
             self._database = _open(file, self.path)
@@ -248,7 +264,9 @@ class Project:
         self.names = sorted(self._ids, key=self._ids.__getitem__)
         self.matched = self._counts(name_of, *self._database.read_num_matches())
         ids, geometries = self._database.read_two_view_geometries()
-        self.inliers = self._counts(name_of, ids, [len(one.inlier_matches) for one in geometries])
+        found = self._counts(name_of, ids, [len(one.inlier_matches) for one in geometries])
+        tried = [pair for pair in self.matched if pair not in found and self._has_geometry(*pair)]
+        self.inliers = dict(sorted({**found, **dict.fromkeys(tried, 0)}.items()))
 
     def __enter__(self) -> Project:
         return self
@@ -301,6 +319,9 @@ class Project:
     def write_geometry(self, name0: str, name1: str, geometry: Any) -> None:
         """Keep a `pycolmap.TwoViewGeometry`, in the file itself if `in_place`."""
         self._database.write_two_view_geometry(self._id(name0), self._id(name1), geometry)
+
+    def _has_geometry(self, name0: str, name1: str) -> bool:
+        return self._database.exists_two_view_geometry(self._ids[name0], self._ids[name1])
 
     def _id(self, name: str) -> int:
         if name not in self._ids:

@@ -28,7 +28,7 @@ from isinglass.pipeline import Pipeline
 from isinglass.pipeline import pipeline_of as pipeline_of_options
 from isinglass.sfm.cameras import CameraOptions, cameras_of
 from isinglass.sfm.choice import PairOptions, choose_pairs, drop_hopeless
-from isinglass.sfm.colmap import write_database
+from isinglass.sfm.colmap import remove_database, write_database
 from isinglass.sfm.computing import Computing, Here
 from isinglass.sfm.extraction import feature_settings, image_names
 from isinglass.sfm.matching import matching_settings
@@ -229,7 +229,7 @@ class _Making:
         path = self.folder / "database.db"
 
         def work() -> dict[str, Any]:
-            path.unlink(missing_ok=True)
+            remove_database(path)
             cameras = cameras_of(self.photos, self.usable, self.options.cameras)
             matches = MatchStore(self.folder / "matches.h5", self.pipeline.extractor.signature)
             written = write_database(path, self.store, matches, pairs, cameras)
