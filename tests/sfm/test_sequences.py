@@ -21,7 +21,17 @@ from isinglass.sfm.tracking import TrackOptions
 WIDTH, HEIGHT, STEP_PX = 320, 240, 14
 OPTIONS = TrackOptions(least_matches=15)
 MATCHING = {"extractor": "rootsift", "matcher": "nearest", "ratio": 0.8, "max_keypoints": 300, "resize": None}
-COMMAND = ["--extractor", "rootsift", "--matcher", "nearest", "--ratio", "0.8", "--max-keypoints", "300", "--original-size"]
+COMMAND = [
+    "--extractor",
+    "rootsift",
+    "--matcher",
+    "nearest",
+    "--ratio",
+    "0.8",
+    "--max-keypoints",
+    "300",
+    "--original-size",
+]
 KILLED = """
 import os, signal, sys
 from isinglass.pipeline import Pipeline

@@ -20,7 +20,17 @@ from isinglass.sfm.tracking import NO_TRACK, Tracker, TrackOptions
 WIDTH, HEIGHT, STEP_PX = 320, 240, 14
 OPTIONS = TrackOptions(least_matches=15)
 MATCHING = {"extractor": "rootsift", "matcher": "nearest", "ratio": 0.8, "max_keypoints": 500, "resize": None}
-COMMAND = ["--extractor", "rootsift", "--matcher", "nearest", "--ratio", "0.8", "--max-keypoints", "500", "--original-size"]
+COMMAND = [
+    "--extractor",
+    "rootsift",
+    "--matcher",
+    "nearest",
+    "--ratio",
+    "0.8",
+    "--max-keypoints",
+    "500",
+    "--original-size",
+]
 
 
 @pytest.fixture(scope="module")
