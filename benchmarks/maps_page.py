@@ -197,7 +197,7 @@ def machine(results):
 def write(results):
     """docs/maps.md."""
     sections = {"machine": machine(results), "times": times(results), "localisation": localisation(results)}
-    sections |= {"pairs": pair_selection(results), "throughput": throughput(results), "kills": MISSING, "ray": MISSING}
+    sections |= {"pairs": pair_selection(results), "throughput": throughput(results)}
     for name in SETS:
         rows = rows_of(results, name)
         row = next((one for one in rows.values() if one["registered"]), None)
