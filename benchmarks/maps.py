@@ -27,7 +27,7 @@ from isinglass.pipeline import Pipeline
 from isinglass.sfm.cameras import CameraOptions
 from isinglass.sfm.colmap import Project, pycolmap_module, quiet
 from isinglass.sfm.mapping import MapOptions, make_map
-from isinglass.sfm.reconstruct import read_model, reconstruct
+from isinglass.sfm.reconstruct import read_model
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks/results/maps/maps.json"
@@ -63,8 +63,13 @@ def ours(photos, folder, params, pipeline, mapper="incremental"):
             print(f"  {stage} {done} of {of}", file=sys.stderr)
 
     summary = make_map(photos, folder, pipeline, MapOptions(cameras=cameras, mapper=mapper), tell=tell)
-    model = read_model(folder / "model") if summary.models else None
-    return summary.seconds, model, {"pairs": summary.pairs, "verified": summary.verified}
+    models = [read_model(folder / "model" / (str(i) if i else "")) for i in range(len(summary.models))]
+    return summary.seconds, models, {"pairs": summary.pairs, "verified": summary.verified}
+
+
+def by_size(models):
+    """Largest first."""
+    return sorted(models, key=lambda one: -one.num_reg_images())
 
 
 def theirs(photos, folder, params):
@@ -72,6 +77,11 @@ def theirs(photos, folder, params):
     colmap = pycolmap_module()
     folder.mkdir(parents=True, exist_ok=True)
     database, seconds = folder / "database.db", {}
+    (folder / "sparse").mkdir(exist_ok=True)
+    options = colmap.IncrementalPipelineOptions()
+    options.random_seed = 0
+    options.ba_refine_focal_length = options.ba_refine_extra_params = params is None
+    options.mapper.abs_pose_refine_focal_length = options.mapper.abs_pose_refine_extra_params = params is None
     reader = colmap.ImageReaderOptions(camera_model="SIMPLE_RADIAL" if params is None else "PINHOLE")
     if params is not None:
         reader.camera_params = ",".join(map(str, (*params[:2], params[2] + 0.5, params[3] + 0.5)))
@@ -80,7 +90,7 @@ def theirs(photos, folder, params):
             database, photos, camera_mode=colmap.CameraMode.SINGLE, reader_options=reader, device=colmap.Device.cpu
         ),
         "match": lambda: colmap.match_exhaustive(database, device=colmap.Device.cpu),
-        "reconstruct": lambda: reconstruct(database, photos, folder / "model", refine=params is None),
+        "reconstruct": lambda: colmap.incremental_mapping(database, photos, folder / "sparse", options),
     }
     done = folder / "seconds.json"  # of an earlier run of this folder
     if not done.is_file():
@@ -95,26 +105,34 @@ def theirs(photos, folder, params):
         done.write_text(json.dumps(seconds))
     with Project(database) as project:
         counts = {"pairs": len(project.matched), "verified": sum(count > 0 for count in project.inliers.values())}
-    has_model = (folder / "model/images.bin").is_file()
-    return json.loads(done.read_text()), read_model(folder / "model") if has_model else None, counts
+    models = [read_model(place) for place in sorted((folder / "sparse").iterdir())]
+    return json.loads(done.read_text()), by_size(models), counts
 
 
-def judged(model, poses, count):
-    """What is stored of a model; errors are of all photos that it holds and whose pose is known."""
-    if model is None:
-        return {"photos": count, "registered": 0}
+def judged(models, poses, count):
+    """What is stored of the largest model, and in short of the others, each aligned on its own."""
+    if not models:
+        return {"photos": count, "registered": 0, "others": []}
+    others = [judged([model], poses, count) for model in models[1:]]
+    short = [{"registered": one["registered"], "centre_errors_m": one["centre_errors_m"]} for one in others]
+    return {"photos": count, "others": short, **of_model(models[0], poses)}
+
+
+def of_model(model, poses):
+    """Errors are of all photos that it holds and whose pose is known."""
     colmap = pycolmap_module()
     images = {image.name: image for image in model.images.values() if image.has_pose}
     names = sorted(set(images) & set(poses))
     found = np.array([images[name].projection_center() for name in names])
     truth = np.array([-poses[name][:3, :3].T @ poses[name][:3, 3] for name in names])
     similarity = colmap.estimate_sim3d(found, truth)
+    if similarity is None:  # too few, or on a line
+        return {"registered": len(images), "centre_errors_m": {}}
     errors_m = np.linalg.norm(similarity * found - truth, axis=1)
     to_truth = similarity.rotation.matrix()
     turns = [images[name].cam_from_world().rotation.matrix() @ to_truth.T @ poses[name][:3, :3].T for name in names]
     angles_deg = [float(np.degrees(np.arccos(np.clip((np.trace(turn) - 1) / 2, -1, 1)))) for turn in turns]
     return {
-        "photos": count,
         "registered": len(images),
         "points": model.num_points3D(),
         "track_length": model.compute_mean_track_length(),
@@ -138,8 +156,8 @@ def measure(name, work, pipeline):
             ("COLMAP", lambda given=given, kind=intrinsics: theirs(photos, work / name / f"colmap-{kind}", given)),
         ):
             print(f"{name}, intrinsics {intrinsics}: {label}", file=sys.stderr)
-            seconds, model, counts = run()
-            rows[f"{label}, intrinsics {intrinsics}"] = {"seconds": seconds, **counts, **judged(model, poses, count)}
+            seconds, models, counts = run()
+            rows[f"{label}, intrinsics {intrinsics}"] = {"seconds": seconds, **counts, **judged(models, poses, count)}
             row = rows[f"{label}, intrinsics {intrinsics}"]
             median = np.median(list(row.get("centre_errors_m", {"": np.nan}).values()))
             print(f"  {row['registered']} of {count}, median centre error {100 * median:.2f} cm", file=sys.stderr)

@@ -75,6 +75,7 @@ def test_options_have_the_librarys_defaults():
     cameras = CameraOptions()
     assert (shown["camera_model"], shown["share"], shown["refine"]) == (cameras.model, cameras.share, cameras.refine)
     assert (shown["cache_mb"], shown["workers"]) == (MapOptions().memory_mb, MapOptions().workers)
+    assert shown["least_inliers"] == MapOptions().least_inliers
     assert (shown["mapper"], shown["masks"]) == (MapOptions().mapper, None)
 
 

@@ -72,7 +72,7 @@ def test_verification_goes_on_where_it_was_stopped(scene, tmp_path):
 def test_geometries_are_those_of_colmaps_own_verification(scene, tmp_path):
     colmap = pycolmap_module()
     options = colmap.TwoViewGeometryOptions()
-    options.ransac.random_seed = 0
+    options.ransac.random_seed, options.ransac.max_error, options.min_num_inliers = 0, 2.0, 40
     path = database_of(scene, folder=tmp_path)
     with quiet():
         colmap.geometric_verification(path, two_view_geometry_options=options)
@@ -149,7 +149,7 @@ def test_pairs_that_share_nothing_are_not_verified(tmp_path):
     scene = MappedScene(tmp_path, views=2)
     rng = np.random.default_rng(0)
     count = len(scene.seen["000.png"])
-    indices = rng.permutation(len(scene.seen["001.png"]))[:20].astype(np.int32)
+    indices = rng.permutation(len(scene.seen["001.png"]))[:60].astype(np.int32)
     indices = np.concatenate([indices, np.full(count - len(indices), -1, np.int32)])
     scene.matches_of = lambda *pair: PairMatches(indices=indices, scores=np.ones(count, np.float32))
     found = verify(database_of(scene))
@@ -159,6 +159,14 @@ def test_pairs_that_share_nothing_are_not_verified(tmp_path):
     assert verify(tmp_path / "database.db") == found
     assert reconstruct(tmp_path / "database.db", scene.photos, tmp_path / "model") == []
     assert list((tmp_path / "model").iterdir()) == []
+
+
+def test_limits_are_for_photos_of_a_size(tmp_path):
+    """COLMAP's for 1280 px and more, half of them for 640 and less; matches 3 px off agree only with the first."""
+    scene = MappedScene(tmp_path, views=2, noise_px=1.2)
+    found = [verify(database_of(scene, folder=tmp_path / str(limit)), max_error_px=limit) for limit in (4.0, None, 2.0)]
+    assert found[0].inliers > found[1].inliers == found[2].inliers
+    assert verify(database_of(scene, folder=tmp_path / "most"), least_inliers=1000).verified == 0
 
 
 def test_names_with_spaces(tmp_path):

@@ -61,6 +61,7 @@ PAIR_OPTIONS = (
 @click.option("-o", "--output", type=PATH, default=Path("map"), show_default=True, help="Folder of the map.")
 @click.option("--mapper", type=click.Choice(["incremental", "global"]), default="incremental", show_default=True)
 @click.option("--masks", type=PATH, help="Folder of <photo>.png: keypoints only where they are not black.")
+@click.option("--least-inliers", type=click.IntRange(8), default=40, show_default=True, help="Of a pair that overlaps.")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that match.")
 @click.option("--cache-mb", type=click.IntRange(1), default=1000, show_default=True, help="Features held in memory.")
 @click.option("--json", "as_json", is_flag=True, help="The summary as JSON on stdout.")
@@ -143,7 +144,7 @@ def map_options(settings: dict[str, Any]) -> MapOptions:
     elif settings["model"] is not None:
         settings["how"] = "covisible"
     pairs = {one.name: settings.pop(one.name) for one in fields(PairOptions) if one.name in settings}
-    rest = {name: settings.pop(name) for name in ("mapper", "masks", "workers")}
+    rest = {name: settings.pop(name) for name in ("mapper", "masks", "workers", "least_inliers")}
     memory_mb = settings.pop("cache_mb")
     return MapOptions(pairs=PairOptions(**pairs), cameras=_camera_options(settings), memory_mb=memory_mb, **rest)
 

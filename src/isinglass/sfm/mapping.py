@@ -39,7 +39,7 @@ from isinglass.sfm.retrieval import Retrieval
 from isinglass.sfm.stages import Stages, key_of
 from isinglass.sfm.store import FeatureStore, MatchStore, Pair
 from isinglass.sfm.summary import MapSummary, why_no_model
-from isinglass.sfm.verification import verify
+from isinglass.sfm.verification import LEAST_INLIERS, verify
 
 Tell = Callable[[str, int, int], None]  # stage, done, of
 SCHEMA = "isinglass map 1"
@@ -50,10 +50,11 @@ STAGES = ("extract", "retrieval", "pairs", "match", "database", "verify", "recon
 class MapOptions:
     """How a map is made.
 
-    masks         folder of masks, <name of the photo>.png: keypoints only where they are not black
-    workers       processes that match; 1 = this one
-    memory_mb     MB of features that are held as pairs are matched
-    max_error_px  of matches that agree with a two-view geometry, as COLMAP has it
+    masks          folder of masks, <name of the photo>.png: keypoints only where they are not black
+    workers        processes that match; 1 = this one
+    memory_mb      MB of features that are held as pairs are matched
+    max_error_px   of matches that agree with a two-view geometry; None = see `verification.verify`
+    least_inliers  matches that agree with it; fewer = none
     """
 
     pairs: PairOptions = field(default_factory=PairOptions)
@@ -62,7 +63,8 @@ class MapOptions:
     masks: Path | None = None
     workers: int = 1
     memory_mb: int = 1000
-    max_error_px: float = 4.0
+    max_error_px: float | None = None
+    least_inliers: int = LEAST_INLIERS
 
 
 def make_map(
@@ -240,13 +242,13 @@ class _Making:
 
     def verify(self, database: dict[str, Any]) -> dict[str, Any]:
         """The two-view geometry of each pair, in COLMAP's database."""
-        limit = self.options.max_error_px
+        limits = {"max_error_px": self.options.max_error_px, "least_inliers": self.options.least_inliers}
 
         def work() -> dict[str, Any]:
             path = self.folder / "database.db"
-            return asdict(verify(path, max_error_px=limit, tell=self._tell("verify")))
+            return asdict(verify(path, **limits, tell=self._tell("verify")))
 
-        return self.stages.run("verify", key_of(database["key"], database["made"], limit), [], work).result
+        return self.stages.run("verify", key_of(database["key"], database["made"], limits), [], work).result
 
     def reconstruct(self, database: dict[str, Any]) -> int:
         """How many models there are."""
@@ -263,7 +265,9 @@ class _Making:
             )
             return {"models": len(made)}
 
-        key = key_of(database["key"], options.max_error_px, options.mapper, options.cameras.refined)
+        key = key_of(
+            database["key"], options.max_error_px, options.least_inliers, options.mapper, options.cameras.refined
+        )
         return self.stages.run("reconstruct", key, [model], work).result["models"]
 
     def page(self, summary: MapSummary) -> None:

@@ -18,12 +18,13 @@ from isinglass.errors import InputError, WriteError
 from isinglass.files import PathLike
 from isinglass.images import read_image
 from isinglass.sfm.colmap import Project, pycolmap_module, quiet
+from isinglass.sfm.verification import SEED, of_size
 
 Tell = Callable[[int, int], None]
 Mapper = Literal["incremental", "global"]
 MAPPERS = ("incremental", "global")
+LEAST_SHARE = 0.5  # of a photo's matches with points that agree with its pose; COLMAP's is a quarter
 LEAST_IMAGES = 3  # of a model, unless there are only two
-SEED = 0
 
 
 def reconstruct(
@@ -56,12 +57,14 @@ def reconstruct(
         raise InputError(f"there is no folder {str(photos)!r}; expected the one of the photos")
     folder = Path(folder)
     with Project(database, in_place=True) as project:
-        of, verified = len(project.names), any(project.inliers.values())
+        of, verified, scale = len(project.names), any(project.inliers.values()), of_size(project)
     made = folder.with_name(f".{folder.name}.making")  # what a killed run left there goes
     shutil.rmtree(made, ignore_errors=True)
     try:
         made.mkdir(parents=True)
         options = _options(mapper, refine, min(of, LEAST_IMAGES), threads)
+        if mapper == "incremental":
+            _be_strict(options.mapper, scale)
         models = _map(database, photos, made / "all", options, of, tell) if verified else []
         for model in models:
             _colour(model, Path(photos))
@@ -113,6 +116,13 @@ def _options(mapper: Mapper, refine: bool, least: int, threads: int | None) -> A
     options.random_seed, options.min_model_size = SEED, least
     options.num_threads = -1 if threads is None else threads
     return options
+
+
+def _be_strict(mapper: Any, scale: float) -> None:
+    """Limits in px are for photos of this size, and a photo is not placed where most of its matches disagree."""
+    mapper.filter_max_reproj_error *= scale
+    mapper.abs_pose_max_error *= scale
+    mapper.abs_pose_min_inlier_ratio = LEAST_SHARE
 
 
 def _write(models: Sequence[Any], folder: Path) -> None:

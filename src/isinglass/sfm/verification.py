@@ -20,6 +20,8 @@ from isinglass.sfm.colmap import Project, pycolmap_module, quiet
 from isinglass.sfm.store import Pair
 
 Tell = Callable[[int, int], None]
+LEAST_INLIERS = 40  # learnt matchers give 20 to 30 that agree with some geometry where nothing overlaps
+MAX_ERROR_PX = 4.0  # COLMAP's, of large photos
 SEED = 0  # of RANSAC, for each pair anew: the order of pairs changes nothing
 _AHEAD = 8  # pairs a thread that are read before they are needed
 _IMAGES = 200  # whose keypoints are held
@@ -37,7 +39,8 @@ class Verified:
 def verify(
     database: PathLike,
     *,
-    max_error_px: float = 4.0,
+    max_error_px: float | None = None,
+    least_inliers: int = LEAST_INLIERS,
     threads: int | None = None,
     tell: Tell = lambda done, of: None,
 ) -> Verified:
@@ -46,11 +49,15 @@ def verify(
     The file is changed in place, pair by pair: after a kill it can go on, and what comes of it is the same. Pairs
     without a geometry are kept as such. Raises InputError where the database cannot be read, WriteError where it cannot
     be written.
+
+    max_error_px   of a match that agrees with a geometry; None = MAX_ERROR_PX `of_size` of the photos
+    least_inliers  matches that agree with a geometry, else there is none
     """
     colmap = pycolmap_module()
     options = colmap.TwoViewGeometryOptions()
-    options.ransac.max_error, options.ransac.random_seed = max_error_px, SEED
+    options.ransac.random_seed, options.min_num_inliers = SEED, least_inliers
     with quiet(), Project(database, in_place=True) as project:
+        options.ransac.max_error = max_error_px or of_size(project) * MAX_ERROR_PX
         todo = [pair for pair, count in project.matched.items() if count and pair not in project.inliers]
         counts, of = dict(project.inliers), len(project.matched)
         done = of - len(todo)
@@ -66,6 +73,12 @@ def verify(
             counts[pair], done = len(geometry.inlier_matches), done + 1
             tell(done, of)
     return Verified(pairs=of, verified=sum(count > 0 for count in counts.values()), inliers=sum(counts.values()))
+
+
+def of_size(project: Project) -> float:
+    """What COLMAP's limits in px are to be multiplied with: 1 for photos of 1280 px and more, 0.5 up to 640 px."""
+    sides = [max(camera.width, camera.height) for camera in map(project.camera, project.names)]
+    return float(np.clip(np.median(sides) / 1280, 0.5, 1.0)) if sides else 1.0
 
 
 def _geometries(project: Project, pairs: list[Pair], options: Any, threads: int) -> Iterator[tuple[Pair, Any]]:
