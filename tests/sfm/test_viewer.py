@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -315,7 +314,9 @@ def test_bad_input(tmp_path, scene):
 
 
 def test_the_command_runs_until_it_is_interrupted(project):
-    command = [Path(sys.executable).parent / "isinglass", "view", project / "sparse" / "0", "--no-browser"]
+    begun = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # which may come in ignored
+    command = [sys.executable, "-c", f"{begun}; from isinglass.cli import main; main()", "view"]
+    command += [project / "sparse" / "0", "--no-browser"]
     running = subprocess.Popen([*command, "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         url = running.stdout.readline().strip()
