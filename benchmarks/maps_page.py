@@ -98,7 +98,8 @@ def verdict(rows):
         low, high = np.percentile(over, [2.5, 97.5])
         lines.append(
             f"by the {title} mapper {met} ({100 * share:.0f} %, {100 * medians[0]:.2f} against "
-            f"{100 * medians[1]:.2f} cm; on the {len(both)} photos that both placed {low:+.2f} to {high:+.2f} cm over COLMAP's, 95 %)"
+            f"{100 * medians[1]:.2f} cm; on the {len(both)} photos that both placed "
+            f"{low:+.2f} to {high:+.2f} cm over COLMAP's, 95 %)"
         )
     bar = "The bar, at least 95 % registered and a median centre error under that of COLMAP's own SIFT, is "
     return f"\n\n{bar}{', '.join(lines)}." if lines else ""
@@ -225,7 +226,7 @@ def machine(results):
 def write(results):
     """docs/maps.md."""
     sections = {"machine": machine(results), "times": times(results), "localisation": localisation(results)}
-    sections |= {"pairs": pair_selection(results), "throughput": throughput(results)}
+    sections |= {"pairs": pair_selection(results), "throughput": throughput(results), "limits": limits(results)}
     for name in SETS:
         rows = rows_of(results, name)
         row = next((one for one in rows.values() if one["registered"]), None)
