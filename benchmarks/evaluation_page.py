@@ -41,7 +41,7 @@ def wrapped(text, width=118):
     """Its paragraphs in lines of that many characters; tables and headings stay."""
     lines = []
     for paragraph in text.split("\n\n"):
-        if paragraph.lstrip().startswith(("|", "#", "!", "-")):
+        if paragraph.lstrip().startswith(("|", "#", "!", "-", "```")):
             lines.append(paragraph)
             continue
         line, out = "", []
