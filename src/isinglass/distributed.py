@@ -25,7 +25,7 @@ from isinglass.ops.attention import agree_on_kernel, fastest_kernel
 from isinglass.ops.threads import use_threads
 from isinglass.options import Options
 from isinglass.pipeline import Pipeline, pipeline_of
-from isinglass.sfm.extraction import Extraction, Filled, Missing, Tell, feature_settings
+from isinglass.sfm.extraction import Extraction, Filled, Missing, feature_settings
 from isinglass.sfm.matching import (
     Chunk,
     Found,
@@ -35,6 +35,7 @@ from isinglass.sfm.matching import (
     match_chunk,
     matching_settings,
 )
+from isinglass.sfm.progress import Tell
 from isinglass.sfm.store import FeatureStore, Pair
 from isinglass.types import Features
 

@@ -49,15 +49,11 @@ def cli() -> None:
     """Match sparse local features between images: LightGlue and SuperGlue."""
 
 
-for command in (match, extract, models, doctor, evaluate, compare, report, calibrate, tune, train, recipes):
+_MATCHING = (match, extract, models, doctor)
+_MEASURING = (evaluate, compare, report, calibrate, tune)
+_MAPPING = (make, localize, pairs, match_many, export, track, view)
+for command in (*_MATCHING, *_MEASURING, *_MAPPING, train, recipes):
     cli.add_command(command)
-cli.add_command(track)
-cli.add_command(view)
-cli.add_command(make)
-cli.add_command(export)
-cli.add_command(localize)
-cli.add_command(pairs)
-cli.add_command(match_many)
 
 
 def _show_log() -> None:

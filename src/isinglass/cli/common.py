@@ -88,26 +88,28 @@ def make_pipeline(settings: dict[str, Any]) -> Pipeline:
 
 
 def pipeline_options(settings: dict[str, Any]) -> dict[str, Any]:
-    """Fields of isinglass.options.Options, of the command's options."""
+    """Fields of isinglass.options.Options, of the command's options, or of some of these."""
     values = dict(settings)
-    values["adaptive"] = not values.pop("all_layers", False)
-    if values.pop("all_keypoints"):
+    if values.pop("all_layers", False):
+        values["adaptive"] = False
+    if values.pop("all_keypoints", False):
         values["max_keypoints"] = None
-    if values.pop("original_size"):
+    if values.pop("original_size", False):
         values["resize"] = None
     return values
 
 
 def take_computing(settings: dict[str, Any], *, workers: int, memory_mb: int) -> Computing:
     """Who extracts and matches, by CLUSTER_OPTIONS, which are taken out of a command's."""
-    from isinglass.distributed import Cluster
-    from isinglass.sfm.computing import Here
-
     address, threads, gpus = (settings.pop(name) for name in ("address", "ray_threads", "ray_gpus"))
     if address is None:
+        from isinglass.sfm.computing import Here
+
         return Here(workers=workers, memory_mb=memory_mb)
     if workers > 1:
         raise click.UsageError("--workers are of this machine; a cluster has as many as fit. Leave one of both out.")
+    from isinglass.distributed import Cluster
+
     return Cluster(address=address, threads=threads, gpus=gpus)
 
 

@@ -17,6 +17,7 @@ from isinglass.cli.common import (
     SOME_FAILED,
     make_pipeline,
     options,
+    pipeline_options,
     with_progress,
 )
 
@@ -73,7 +74,7 @@ def localize(
     camera = None if camera_model is None else _Camera(camera_model, camera_params or "")
     if photos is None:
         given = [name for name in settings if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
-        mapped = Map.open(map_folder, **_values({name: settings[name] for name in given}))
+        mapped = Map.open(map_folder, **pipeline_options({name: settings[name] for name in given}))
     else:
         mapped = Map.from_model(map_folder, photos, make_pipeline(settings))
     for name, problem in mapped.problems.items():
@@ -117,18 +118,6 @@ def _files(queries: tuple[Path, ...]) -> list[Path]:
     from isinglass.sfm.extraction import image_names
 
     return [file for one in queries for file in ([one / n for n in image_names(one)] if one.is_dir() else [one])]
-
-
-def _values(given: dict[str, Any]) -> dict[str, Any]:
-    """Fields of `Options` of the command's options."""
-    values = dict(given)
-    if values.pop("all_layers", False):
-        values["adaptive"] = False
-    if values.pop("all_keypoints", False):
-        values["max_keypoints"] = None
-    if values.pop("original_size", False):
-        values["resize"] = None
-    return values
 
 
 def _line(result: Localised) -> str:

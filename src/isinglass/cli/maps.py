@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from isinglass.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from isinglass.sfm.choice import PairOptions
     from isinglass.sfm.mapping import MapOptions
     from isinglass.sfm.summary import MapSummary
 
@@ -134,19 +135,23 @@ def export_to_pairs(source: Path, output: Path, verified: bool) -> int:
 
 def map_options(settings: dict[str, Any]) -> MapOptions:
     """The options of a map, taken out of a command's."""
-    from dataclasses import fields
-
-    from isinglass.sfm.choice import PairOptions
     from isinglass.sfm.mapping import MapOptions
+
+    pairs = take_pair_options(settings)
+    rest = {name: settings.pop(name) for name in ("mapper", "masks", "workers", "least_inliers")}
+    memory_mb = settings.pop("cache_mb")
+    return MapOptions(pairs=pairs, cameras=_camera_options(settings), memory_mb=memory_mb, **rest)
+
+
+def take_pair_options(settings: dict[str, Any]) -> PairOptions:
+    """How pairs are chosen, by PAIR_OPTIONS, which are taken out of a command's."""
+    from isinglass.sfm.choice import PairOptions
 
     if settings["file"] is not None:
         settings["how"] = "file"
     elif settings["model"] is not None:
         settings["how"] = "covisible"
-    pairs = {one.name: settings.pop(one.name) for one in fields(PairOptions) if one.name in settings}
-    rest = {name: settings.pop(name) for name in ("mapper", "masks", "workers", "least_inliers")}
-    memory_mb = settings.pop("cache_mb")
-    return MapOptions(pairs=PairOptions(**pairs), cameras=_camera_options(settings), memory_mb=memory_mb, **rest)
+    return PairOptions(**{one.name: settings.pop(one.name) for one in fields(PairOptions) if one.name in settings})
 
 
 def _camera_options(settings: dict[str, Any]) -> Any:

@@ -20,7 +20,7 @@ from isinglass.cli.common import (
     make_pipeline,
     options,
 )
-from isinglass.cli.maps import PAIR_OPTIONS
+from isinglass.cli.maps import PAIR_OPTIONS, take_pair_options
 
 if TYPE_CHECKING:
     from isinglass.sfm.choice import Chosen, PairOptions
@@ -51,14 +51,10 @@ def pairs(
     retrieval (images that look alike), covisible (by a COLMAP model), file. Features, where a way needs them, and
     vectors of likeness are kept beside the list, and are there when the same command is given again.
     """
-    from dataclasses import fields
-
-    from isinglass.sfm.choice import PairOptions, choose_pairs, drop_hopeless
+    from isinglass.sfm.choice import choose_pairs, drop_hopeless
     from isinglass.sfm.pairs import write_pairs
 
-    if settings["file"] is not None or settings["model"] is not None:
-        settings["how"] = "covisible" if settings["file"] is None else "file"
-    chosen_by = PairOptions(**{one.name: settings.pop(one.name) for one in fields(PairOptions) if one.name in settings})
+    chosen_by = take_pair_options(settings)
     images = _Images(source, output, settings)
     try:
         if photos is not None:

@@ -11,13 +11,13 @@ from isinglass.errors import InputError
 from isinglass.files import PathLike
 from isinglass.sfm.gps import positions
 from isinglass.sfm.pairs import covisible, exhaustive, in_order, in_sequence, promising, read_pairs, sequential, spatial
+from isinglass.sfm.progress import Tell
 from isinglass.sfm.retrieval import Retrieval
 from isinglass.sfm.store import FeatureStore, Pair
 from isinglass.types import Matcher
 
 How = Literal["auto", "exhaustive", "sequential", "spatial", "retrieval", "covisible", "file"]
 WAYS = ("auto", "exhaustive", "sequential", "spatial", "retrieval", "covisible", "file")
-Tell = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)

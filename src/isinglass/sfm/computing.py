@@ -9,8 +9,9 @@ from typing import Protocol
 
 from isinglass.files import PathLike
 from isinglass.pipeline import Pipeline
-from isinglass.sfm.extraction import Filled, Tell, extract_images
+from isinglass.sfm.extraction import Filled, extract_images
 from isinglass.sfm.matching import Matched, match_stored, matching_settings
+from isinglass.sfm.progress import Tell
 from isinglass.sfm.store import FeatureStore, Pair
 from isinglass.sfm.workers import match_with_workers
 

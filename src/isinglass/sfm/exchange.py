@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +17,10 @@ from isinglass.files import PathLike, write_atomically
 from isinglass.sfm.cameras import CameraOptions, cameras_of
 from isinglass.sfm.colmap import Project, write_database
 from isinglass.sfm.pairs import write_pairs
+from isinglass.sfm.progress import Tell
 from isinglass.sfm.store import FeatureStore, MatchStore, Pair, PairMatches
 from isinglass.types import Features, Signature
 
-Tell = Callable[[int, int], None]
 ROOTSIFT, BARE = Signature(extractor="rootsift", weights="colmap"), Signature(extractor="colmap", weights="none")
 _DIAMETERS = 2.0  # of a keypoint in COLMAP's scales, as OpenCV has its size
 _A_PART = 64

@@ -9,7 +9,7 @@ import hashlib
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -18,10 +18,10 @@ from isinglass.errors import InputError
 from isinglass.files import PathLike
 from isinglass.images import IMAGE_SUFFIXES
 from isinglass.pipeline import Pipeline
+from isinglass.sfm.progress import Tell
 from isinglass.sfm.store import FeatureStore, check_name
 from isinglass.types import Features
 
-Tell = Callable[[int, int], None]  # done, of
 IMAGES_A_PART, SECONDS_A_PART = 64, 5.0
 
 

@@ -20,7 +20,8 @@ import torch
 from isinglass.errors import InputError, WriteError
 from isinglass.files import PathLike
 from isinglass.pipeline import Pipeline
-from isinglass.sfm.extraction import Tell, feature_settings
+from isinglass.sfm.extraction import feature_settings
+from isinglass.sfm.progress import Tell
 from isinglass.sfm.store import FeatureStore, MatchStore, Pair, PairMatches
 from isinglass.types import Features, Matcher
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,10 @@ from numpy.typing import ArrayLike
 
 from isinglass.errors import InputError, MissingExtra
 from isinglass.files.atomic import PathLike, write_atomically
+from isinglass.sfm.progress import Tell
 from isinglass.sfm.store import FeatureStore, Pair
 from isinglass.types import Features, Matcher, chunk_pairs
 
-Tell = Callable[[int, int], None]
 LEAST_MATCHES = 3.0  # of the first pass, each counted by its score: see docs/maps.md
 FEW_KEYPOINTS_IN_MEMORY = 2**20  # of the first pass: 0.5 GB of 128 channels
 BATCH_KEYPOINTS = 2**14

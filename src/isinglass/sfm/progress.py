@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
+Tell = Callable[[int, int], None]  # done, of
 # seconds a photo or pair, on two cores of a CPU with the default models; what is measured takes their place
 GUESSES = {"extract": 0.6, "retrieval": 0.02, "pairs": 0.03, "match": 0.25, "verify": 0.01, "reconstruct": 0.4}
 

@@ -6,7 +6,7 @@ Whatever is left to chance has a fixed seed, so one database gives one result.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +18,9 @@ from isinglass.errors import InputError, WriteError
 from isinglass.files import PathLike
 from isinglass.images import read_image
 from isinglass.sfm.colmap import Project, pycolmap_module, quiet
+from isinglass.sfm.progress import Tell
 from isinglass.sfm.verification import SEED, of_size
 
-Tell = Callable[[int, int], None]
 Mapper = Literal["incremental", "global"]
 MAPPERS = ("incremental", "global")
 LEAST_SHARE = 0.5  # of a photo's matches with points that agree with its pose; COLMAP's is a quarter

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ import numpy as np
 from isinglass.errors import InputError
 from isinglass.files.atomic import PathLike, write_atomically
 from isinglass.sfm.pairs import in_order
+from isinglass.sfm.progress import Tell
 from isinglass.sfm.store import FeatureStore, Pair
 from isinglass.sfm.vlad import Vocabulary, faiss_module, learn_vocabulary, unit
 from isinglass.types import Features, Signature
@@ -23,7 +24,6 @@ FLAT = 50_000  # images that are compared one by one; of more those in the cells
 CELLS_SEEN = 32
 _ROWS = 4096  # of vectors at once
 _SAVED_EVERY_S, _SAVED_EVERY = 60.0, 1000  # s, images
-Tell = Callable[[int, int], None]
 
 
 class Found(NamedTuple):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +17,9 @@ import numpy as np
 from isinglass.errors import WriteError
 from isinglass.files import PathLike
 from isinglass.sfm.colmap import Project, pycolmap_module, quiet
+from isinglass.sfm.progress import Tell
 from isinglass.sfm.store import Pair
 
-Tell = Callable[[int, int], None]
 LEAST_INLIERS = 40  # learnt matchers give 20 to 30 that agree with some geometry where nothing overlaps
 MAX_ERROR_PX = 4.0  # COLMAP's, of large photos
 SEED = 0  # of RANSAC, for each pair anew: the order of pairs changes nothing

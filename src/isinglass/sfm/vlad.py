@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from isinglass.errors import InputError, MissingExtra
+from isinglass.sfm.progress import Tell
 from isinglass.sfm.store import FeatureStore
 from isinglass.types import Features, Signature
 
@@ -28,7 +29,6 @@ LEAST_A_WORD = 16  # fewer descriptors make fewer words
 LEAST_WORDS, MOST_WORDS = 16, 256  # where their number is chosen
 ITERATIONS = 25  # of k-means
 REDUCED_OVER, REDUCED_TO = 2000, 1024  # images, numbers a vector
-Tell = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -25,7 +25,6 @@ from isinglass.ops.attention import agree_on_kernel, fastest_kernel
 from isinglass.ops.linear import compute_dtype
 from isinglass.ops.threads import use_threads
 from isinglass.options import Options
-from isinglass.sfm.extraction import Tell
 from isinglass.sfm.matching import (
     PAIRS_A_CHUNK,
     Chunk,
@@ -36,6 +35,7 @@ from isinglass.sfm.matching import (
     match_chunk,
     settings_of,
 )
+from isinglass.sfm.progress import Tell
 from isinglass.sfm.store import FeatureStore, Pair
 
 TRIES = 3  # of a chunk
