@@ -51,7 +51,7 @@ def test_arrays_come_back(values, name):
     packed = json.loads(json.dumps(p.pack(values), allow_nan=False))
     found = p.unpack(packed)
     assert found.dtype.name == packed["dtype"] == name
-    np.testing.assert_array_equal(found, np.asarray(values.tolist()))
+    np.testing.assert_array_equal(found, np.reshape(values.tolist(), values.shape))
 
 
 def test_what_is_packed_is_little_endian():
