@@ -1,0 +1,82 @@
+"""Run the server of the app until it is told to stop."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from isinglass.app.settings import Settings
+from isinglass.errors import InputError, MissingExtra
+
+_TRIED = 20  # ports, from the one that was asked for
+_GRACE_S = 3
+
+
+def serve(settings: Settings, started: Callable[[str], None] | None = None) -> None:
+    """Serve until Ctrl-C. A port that is taken is followed by the next free one; `started` hears the address.
+
+    Raises InputError where nothing can listen there, MissingExtra without FastAPI or uvicorn.
+    """
+    server, uvicorn = _server(settings), _uvicorn()
+    with _listening(settings) as listener:
+        port = listener.getsockname()[1]
+        config = uvicorn.Config(
+            server.app,
+            log_level="warning",
+            server_header=False,
+            proxy_headers=False,
+            limit_concurrency=settings.limits.connections,
+            ws_max_size=settings.limits.file_bytes,
+            timeout_graceful_shutdown=_GRACE_S,
+        )
+        runner = uvicorn.Server(config)
+        if started is not None:
+            shown = "127.0.0.1" if settings.host in ("0.0.0.0", "::", "") else settings.host
+            started(f"http://{f'[{shown}]' if ':' in shown else shown}:{port}")
+        runner.run(sockets=[listener])
+
+
+def _server(settings: Settings) -> Any:
+    try:
+        import multipart  # noqa: F401
+
+        from isinglass.app.server import Server
+    except ModuleNotFoundError as error:
+        package = {"multipart": "python-multipart"}.get(error.name or "", error.name or "fastapi")
+        raise MissingExtra(package, "app") from error
+    return Server(settings)
+
+
+def _uvicorn() -> Any:
+    try:
+        import uvicorn
+        import websockets  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingExtra(error.name or "uvicorn", "app") from error
+    return uvicorn
+
+
+def _listening(settings: Settings) -> socket.socket:
+    try:
+        family, kind, _, _, _ = socket.getaddrinfo(settings.host or None, 0, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise InputError(
+            f"host is {settings.host!r}, which is not known ({error}); expected 127.0.0.1 or 0.0.0.0"
+        ) from error
+    last = settings.port + (_TRIED if settings.port else 1)
+    problem: OSError | None = None
+    for port in range(settings.port, min(last, 65536)):
+        listener = socket.socket(family, kind)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((settings.host, port))
+            listener.listen(settings.limits.connections)
+            return listener
+        except OSError as error:
+            listener.close()
+            problem = error
+    raise InputError(
+        f"nothing can listen at {settings.host}, port {settings.port} ({problem}); expected an address of this machine "
+        "and a free port. Choose others with --host and --port"
+    )
