@@ -1,1 +1,5 @@
 """What a matcher did, layer by layer: to look at, and why it ended where it did."""
+
+from isinglass.inspection.tracing import Inspection, inspect, inspect_result, trace
+
+__all__ = ["Inspection", "inspect", "inspect_result", "trace"]
