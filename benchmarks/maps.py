@@ -6,7 +6,7 @@
 Needs ../shared/data (or ISINGLASS_SHARED). Writes results/maps/maps.json.
 
 Both sides have one camera for all photos of a set, of unknown focal length or of the one that came with it; the
-same mapper with the same seed; and are aligned to the given camera centres by the similarity that fits all best.
+same seed of a mapper; and are aligned to the given camera centres by the similarity that fits all best.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 import shutil
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,7 @@ def prepared(name, work):
     return photos, poses, case["camera"][2]
 
 
-def ours(photos, folder, params, pipeline, mapper="incremental"):
+def ours(photos, folder, params, pipeline, mapper="hybrid"):
     """A map by `isinglass map`'s function, what it says of itself, and its largest model."""
     cameras = CameraOptions(share="single", model="SIMPLE_RADIAL" if params is None else "PINHOLE", params=params)
     stages = []
@@ -72,16 +73,22 @@ def by_size(models):
     return sorted(models, key=lambda one: -one.num_reg_images())
 
 
-def theirs(photos, folder, params):
-    """COLMAP's own features, matcher and mapper, on the CPU."""
+def theirs(photos, folder, params, mapper="incremental"):
+    """COLMAP's own features, matcher and one of its mappers, on the CPU; both mappers work on one database."""
     colmap = pycolmap_module()
     folder.mkdir(parents=True, exist_ok=True)
     database, seconds = folder / "database.db", {}
-    (folder / "sparse").mkdir(exist_ok=True)
-    options = colmap.IncrementalPipelineOptions()
+    sparse = folder / f"sparse-{mapper}"
+    sparse.mkdir(exist_ok=True)
+    if mapper == "incremental":
+        make, options = colmap.incremental_mapping, colmap.IncrementalPipelineOptions()
+        options.ba_refine_focal_length = options.ba_refine_extra_params = params is None
+        options.mapper.abs_pose_refine_focal_length = options.mapper.abs_pose_refine_extra_params = params is None
+    else:
+        make, options = colmap.global_mapping, colmap.GlobalPipelineOptions()
+        adjustment = options.mapper.bundle_adjustment
+        adjustment.refine_focal_length = adjustment.refine_extra_params = params is None
     options.random_seed = 0
-    options.ba_refine_focal_length = options.ba_refine_extra_params = params is None
-    options.mapper.abs_pose_refine_focal_length = options.mapper.abs_pose_refine_extra_params = params is None
     reader = colmap.ImageReaderOptions(camera_model="SIMPLE_RADIAL" if params is None else "PINHOLE")
     if params is not None:
         reader.camera_params = ",".join(map(str, (*params[:2], params[2] + 0.5, params[3] + 0.5)))
@@ -90,23 +97,28 @@ def theirs(photos, folder, params):
             database, photos, camera_mode=colmap.CameraMode.SINGLE, reader_options=reader, device=colmap.Device.cpu
         ),
         "match": lambda: colmap.match_exhaustive(database, device=colmap.Device.cpu),
-        "reconstruct": lambda: colmap.incremental_mapping(database, photos, folder / "sparse", options),
+        mapper: lambda: make(database, photos, sparse, options),
     }
     done = folder / "seconds.json"  # of an earlier run of this folder
-    if not done.is_file():
+    if done.is_file():
+        seconds = json.loads(done.read_text())
+    else:
         database.unlink(missing_ok=True)
         colmap.Database.open(database).close()
-        for stage, work in stages.items():
-            start = time.perf_counter()
-            with quiet():
-                work()
-            seconds[stage] = time.perf_counter() - start
-            print(f"  COLMAP: {stage} {seconds[stage]:.0f} s", file=sys.stderr)
+    for stage, work in stages.items():
+        if stage in seconds:
+            continue
+        start = time.perf_counter()
+        with quiet():
+            work()
+        seconds[stage] = time.perf_counter() - start
+        print(f"  COLMAP: {stage} {seconds[stage]:.0f} s", file=sys.stderr)
         done.write_text(json.dumps(seconds))
     with Project(database) as project:
         counts = {"pairs": len(project.matched), "verified": sum(count > 0 for count in project.inliers.values())}
-    models = [read_model(place) for place in sorted((folder / "sparse").iterdir())]
-    return json.loads(done.read_text()), by_size(models), counts
+    models = [read_model(place) for place in sorted(sparse.iterdir())]
+    told = {stage: seconds[stage] for stage in ("extract", "match")} | {"reconstruct": seconds[mapper]}
+    return told, by_size(models), counts
 
 
 def judged(models, poses, count):
@@ -151,9 +163,13 @@ def measure(name, work, pipeline):
     rows = {}
     for intrinsics, given in (("found", None), ("given", params)):
         for label, run in (
-            ("ours", lambda given=given: ours(photos, work / name / "ours", given, pipeline)),
-            ("ours, global mapper", lambda given=given: ours(photos, work / name / "ours", given, pipeline, "global")),
-            ("COLMAP", lambda given=given, kind=intrinsics: theirs(photos, work / name / f"colmap-{kind}", given)),
+            ("ours", partial(ours, photos, work / name / "ours", given, pipeline)),
+            *(
+                (f"ours, {mapper} mapper", partial(ours, photos, work / name / "ours", given, pipeline, mapper))
+                for mapper in ("incremental", "global")
+            ),
+            ("COLMAP", partial(theirs, photos, work / name / f"colmap-{intrinsics}", given)),
+            ("COLMAP, global mapper", partial(theirs, photos, work / name / f"colmap-{intrinsics}", given, "global")),
         ):
             print(f"{name}, intrinsics {intrinsics}: {label}", file=sys.stderr)
             seconds, models, counts = run()

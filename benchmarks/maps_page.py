@@ -84,7 +84,11 @@ def verdict(rows):
     """The bars, and whether either mapper meets them."""
     theirs = rows.get("COLMAP, intrinsics found")
     lines = []
-    for label, title in (("ours", "incremental"), ("ours, global mapper", "global")):
+    for label, title in (
+        ("ours", "hybrid"),
+        ("ours, incremental mapper", "incremental"),
+        ("ours, global mapper", "global"),
+    ):
         mine = rows.get(f"{label}, intrinsics found")
         if not (mine and theirs and mine["registered"] and theirs["registered"]):
             continue

@@ -45,7 +45,9 @@ def test_a_map_of_photos(setup):
     assert (summary.problems, summary.unregistered, summary.reason, summary.reused) == ({}, [], "", [])
     assert set(summary.seconds) == set(mapping.STAGES) - {"page"}
     assert max(setup.scene.centre_errors(read_model(setup.folder / "model")).values()) < 0.05
-    assert [stage for stage, done, of in told if done == of] == ["extract", "retrieval", "match", "verify"]
+    assert [stage for stage, done, of in told if done == of] == [
+        "extract", "retrieval", "match", "verify", "reconstruct"
+    ]  # fmt: skip
     files = {file.name for file in setup.folder.iterdir() if not file.name.startswith(".")}
     expected = {"features.h5", "matches.h5", "retrieval.npz", "pairs.txt", "database.db", "model", "map.json"}
     assert files == expected | {"index.html", "stages"}

@@ -8,7 +8,7 @@ import pytest
 
 from isinglass.errors import InputError, WriteError
 from isinglass.sfm.colmap import Project, camera_of, pycolmap_module, quiet, seen_in, write_database
-from isinglass.sfm.reconstruct import _write, read_model, reconstruct, report_of
+from isinglass.sfm.reconstruct import MAPPERS, _write, read_model, reconstruct, report_of
 from isinglass.sfm.store import PairMatches
 from isinglass.sfm.verification import verify
 from mapped_scene import PARAMS, SIZE, MappedScene
@@ -181,7 +181,7 @@ def test_names_with_spaces(tmp_path):
 # ---- models
 
 
-@pytest.mark.parametrize("mapper", ["incremental", "global"])
+@pytest.mark.parametrize("mapper", MAPPERS)
 def test_cameras_are_where_they_were(scene, tmp_path, mapper):
     told = []
     places = reconstruct(
@@ -195,6 +195,31 @@ def test_cameras_are_where_they_were(scene, tmp_path, mapper):
     assert report.reprojection_error_px < 0.5
     assert max(scene.centre_errors(read_model(places[0])).values()) < 0.02
     assert {of for _, of in told} <= {7}
+
+
+def test_a_photo_of_few_points_is_judged(tmp_path):
+    """The global mapper places one whose matches agree with nothing; the hybrid one does not."""
+    scene = MappedScene(tmp_path)
+    stranger, rng = scene.names[-1], np.random.default_rng(0)
+    right = scene.matches_of
+
+    def matches_of(*pair):
+        found = right(*pair)
+        if stranger not in pair:
+            return found
+        (good,) = np.nonzero(found.indices >= 0)
+        indices = np.full_like(found.indices, -1)
+        plane = good[np.argsort(scene.keypoints[pair[0]][good, 0])][:45]  # as many as a pair needs, of one side
+        indices[plane] = rng.permutation(found.indices[plane])
+        return PairMatches(indices=indices, scores=found.scores)
+
+    scene.matches_of = matches_of
+    verify(database_of(scene), least_inliers=8)
+    placed = {}
+    for mapper in MAPPERS:
+        (place,) = reconstruct(tmp_path / "database.db", scene.photos, tmp_path / mapper, mapper=mapper)
+        placed[mapper] = report_of(place).registered
+    assert placed == {"hybrid": scene.names[:-1], "incremental": scene.names[:-1], "global": scene.names}
 
 
 @pytest.mark.parametrize("model", ["PINHOLE", "OPENCV_FISHEYE"])

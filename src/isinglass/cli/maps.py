@@ -60,7 +60,13 @@ PAIR_OPTIONS = (
 @click.command("map", short_help="Make a map of a folder of photos.")
 @click.argument("photos", type=PATH)
 @click.option("-o", "--output", type=PATH, default=Path("map"), show_default=True, help="Folder of the map.")
-@click.option("--mapper", type=click.Choice(["incremental", "global"]), default="incremental", show_default=True)
+@click.option(
+    "--mapper",
+    type=click.Choice(["hybrid", "incremental", "global"]),
+    default="hybrid",
+    show_default=True,
+    help="Hybrid: the global one's photos, judged, refined and completed by the incremental one.",
+)
 @click.option("--masks", type=PATH, help="Folder of <photo>.png: keypoints only where they are not black.")
 @click.option("--least-inliers", type=click.IntRange(8), default=40, show_default=True, help="Of a pair that overlaps.")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that match.")

@@ -26,7 +26,7 @@ class PairOptions:
 
     how             "auto" = "exhaustive" up to `exhaustive_up_to` photos, else "retrieval"
     neighbours      of an image, at most: those most alike, nearest, or with most points in common
-    overlap         "sequential": photos 1, 2, 4, ... later, so many of these; in the order of their names
+    overlap         "sequential": so many of the next photos; in the order of their names
     loops           "sequential": so many of those most alike of each photo, too, to close loops; 0 = none
     max_distance_m  "spatial": by GPS; photos without a position are paired by likeness
     file            "file": of two names a line

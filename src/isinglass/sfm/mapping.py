@@ -59,7 +59,7 @@ class MapOptions:
 
     pairs: PairOptions = field(default_factory=PairOptions)
     cameras: CameraOptions = field(default_factory=CameraOptions)
-    mapper: Mapper = "incremental"
+    mapper: Mapper = "hybrid"
     masks: Path | None = None
     workers: int = 1
     memory_mb: int = 1000

@@ -53,11 +53,12 @@ def exhaustive(names: Sequence[str]) -> list[Pair]:
 
 
 def sequential(
-    names: Sequence[str], overlap: int = 10, *, quadratic: bool = True, loops: Sequence[Pair] = ()
+    names: Sequence[str], overlap: int = 10, *, quadratic: bool = False, loops: Sequence[Pair] = ()
 ) -> list[Pair]:
     """Each image, in the order given, with `overlap` of those after it, and the pairs of `loops`.
 
-    quadratic  those 1, 2, 4, 8, ... images later, as COLMAP 4 has it by default; else the next ones
+    quadratic  those 1, 2, 4, 8, ... images later, as COLMAP 4 has it by default; else the next ones, among which as
+               many pairs find more that overlap (docs/maps.md)
     """
     if overlap < 1:
         raise InputError(f"overlap is {overlap}; expected at least 1 image")

@@ -1,6 +1,10 @@
 """From verified matches in a COLMAP database to models: mapping, colours, and what came of it.
 
 Whatever is left to chance has a fixed seed, so one database gives one result.
+
+Of COLMAP's two mappers the global one places all photos at once, some of them badly where little holds them; the
+incremental one judges every photo, but leaves out those that it comes to too early. "hybrid" takes the global one's
+photos but for those of few points, and lets the incremental one place these and what is left, and refine all.
 """
 
 from __future__ import annotations
@@ -21,10 +25,11 @@ from isinglass.sfm.colmap import Project, pycolmap_module, quiet
 from isinglass.sfm.progress import Tell
 from isinglass.sfm.verification import SEED, of_size
 
-Mapper = Literal["incremental", "global"]
-MAPPERS = ("incremental", "global")
+Mapper = Literal["hybrid", "incremental", "global"]
+MAPPERS = ("hybrid", "incremental", "global")
 LEAST_SHARE = 0.5  # of a photo's matches with points that agree with its pose; COLMAP's is a quarter
 LEAST_IMAGES = 3  # of a model, unless there are only two
+FEW_POINTS = 50  # a photo that sees fewer in a global model is placed anew by the hybrid mapper
 
 
 def reconstruct(
@@ -32,7 +37,7 @@ def reconstruct(
     photos: PathLike,
     folder: PathLike,
     *,
-    mapper: Mapper = "incremental",
+    mapper: Mapper = "hybrid",
     refine: bool = True,
     threads: int | None = None,
     tell: Tell = lambda done, of: None,
@@ -47,7 +52,7 @@ def reconstruct(
 
     refine   intrinsics too
     threads  None = one a core; with 1 the same database gives the same bytes, else sums may be rounded differently
-    tell     hears of images registered, of all there are; only of the incremental mapper
+    tell     hears of images registered, of all there are, where the incremental mapper places them
 
     Raises InputError where the database or a folder cannot be read, WriteError where the models cannot be written.
     """
@@ -57,15 +62,15 @@ def reconstruct(
         raise InputError(f"there is no folder {str(photos)!r}; expected the one of the photos")
     folder = Path(folder)
     with Project(database, in_place=True) as project:
-        of, verified, scale = len(project.names), any(project.inliers.values()), of_size(project)
+        names, verified, scale = project.names, any(project.inliers.values()), of_size(project)
     made = folder.with_name(f".{folder.name}.making")  # what a killed run left there goes
     shutil.rmtree(made, ignore_errors=True)
     try:
         made.mkdir(parents=True)
-        options = _options(mapper, refine, min(of, LEAST_IMAGES), threads)
-        if mapper == "incremental":
-            _be_strict(options.mapper, scale)
-        models = _map(database, photos, made / "all", options, of, tell) if verified else []
+        (made / "all").mkdir()
+        settings = _Settings(refine, min(len(names), LEAST_IMAGES), threads, scale)
+        run = _Run(Path(database), Path(photos), made / "all", settings, names, tell)
+        models = (run.hybrid() if mapper == "hybrid" else run.alone(mapper)) if verified else []
         for model in models:
             _colour(model, Path(photos))
         _write(models, made / "model")
@@ -77,45 +82,109 @@ def reconstruct(
     return [folder, *(folder / str(i) for i in range(1, len(models)))][: len(models)]
 
 
-def _map(database: PathLike, photos: PathLike, folder: Path, options: Any, of: int, tell: Tell) -> list[Any]:
-    """The models, largest first."""
-    colmap = pycolmap_module()
-    folder.mkdir()
-    registered = [0]
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """Of a reconstruction: refine intrinsics, least images of a model, threads, what limits in px are multiplied by."""
 
-    def one_more() -> None:
-        registered[0] = min(registered[0] + 1, of)
-        tell(registered[0], of)
+    refine: bool
+    least: int
+    threads: int | None
+    scale: float
 
-    with quiet():
-        if isinstance(options, colmap.GlobalPipelineOptions):
-            found = colmap.global_mapping(database, photos, folder, options)
-        else:
-            found = colmap.incremental_mapping(database, photos, folder, options, next_image_callback=one_more)
-    kept, known = [], set()
-    for model in sorted(found.values(), key=lambda one: (-one.num_reg_images(), -one.num_points3D())):
-        images = {image.name for image in model.images.values() if image.has_pose}
-        if images - known and len(images) >= options.min_model_size:  # COLMAP also gives parts of larger ones
-            kept.append(model)
-            known |= images
-    return kept
-
-
-def _options(mapper: Mapper, refine: bool, least: int, threads: int | None) -> Any:
-    colmap = pycolmap_module()
-    if mapper == "global":
+    def of_global(self) -> Any:
+        colmap = pycolmap_module()
         options = colmap.GlobalPipelineOptions()
         adjustment = options.mapper.bundle_adjustment
-        adjustment.refine_focal_length = adjustment.refine_extra_params = refine
+        adjustment.refine_focal_length = adjustment.refine_extra_params = self.refine
         options.mapper.global_positioning.use_gpu = adjustment.ceres.use_gpu = colmap.has_cuda
-    else:
-        options = colmap.IncrementalPipelineOptions()
+        return self._common(options)
+
+    def of_incremental(self) -> Any:
+        options = pycolmap_module().IncrementalPipelineOptions()
         options.extract_colors = False  # COLMAP cannot read all formats
-        options.ba_refine_focal_length = options.ba_refine_extra_params = refine
-        options.mapper.abs_pose_refine_focal_length = options.mapper.abs_pose_refine_extra_params = refine
-    options.random_seed, options.min_model_size = SEED, least
-    options.num_threads = -1 if threads is None else threads
-    return options
+        options.ba_refine_focal_length = options.ba_refine_extra_params = self.refine
+        options.mapper.abs_pose_refine_focal_length = options.mapper.abs_pose_refine_extra_params = self.refine
+        _be_strict(options.mapper, self.scale)
+        return self._common(options)
+
+    def _common(self, options: Any) -> Any:
+        options.random_seed, options.min_model_size = SEED, self.least
+        options.num_threads = -1 if self.threads is None else self.threads
+        return options
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """COLMAP's mappers on one database; `folder` takes what they write on the way."""
+
+    database: Path
+    photos: Path
+    folder: Path
+    settings: _Settings
+    names: Sequence[str]
+    tell: Tell
+
+    def alone(self, mapper: Mapper) -> list[Any]:
+        """The models of one mapper, largest first."""
+        return self._distinct(self._global() if mapper == "global" else self._incremental())
+
+    def hybrid(self) -> list[Any]:
+        """The models of the global mapper, refined and completed by the incremental one; of what is left, its own."""
+        models = [better for one in self._distinct(self._global()) if (better := self._completed(one)) is not None]
+        placed = {name for model in models for name in _placed(model)}
+        rest = [name for name in self.names if name not in placed]
+        if len(rest) >= self.settings.least:
+            models += self._incremental(image_names=rest) if models else self._incremental()
+        return self._distinct(models)
+
+    def _completed(self, model: Any) -> Any | None:
+        """None where too little is left of it."""
+        for image in list(model.images.values()):
+            if image.has_pose and image.num_points3D < FEW_POINTS:
+                model.deregister_frame(image.frame_id)
+        if model.num_reg_images() < self.settings.least:
+            return None
+        start = self.folder / "start"
+        shutil.rmtree(start, ignore_errors=True)
+        start.mkdir()
+        model.write(start)
+        self.tell(model.num_reg_images(), len(self.names))
+        found = self._incremental(model.num_reg_images(), start, multiple_models=False)
+        return max(found, key=lambda one: one.num_reg_images(), default=None)
+
+    def _global(self) -> list[Any]:
+        mapping = pycolmap_module().global_mapping
+        with quiet():
+            return list(mapping(self.database, self.photos, self.folder, self.settings.of_global()).values())
+
+    def _incremental(self, registered: int = 0, start: Path | None = None, **changes: Any) -> list[Any]:
+        """`start`: a folder with a model of so many registered photos, from which it goes on."""
+        count, options = [registered], self.settings.of_incremental()
+        for name, value in changes.items():
+            setattr(options, name, value)
+
+        def one_more() -> None:
+            count[0] = min(count[0] + 1, len(self.names))
+            self.tell(count[0], len(self.names))
+
+        mapping, other = pycolmap_module().incremental_mapping, {} if start is None else {"input_path": start}
+        with quiet():
+            found = mapping(self.database, self.photos, self.folder, options, next_image_callback=one_more, **other)
+        return list(found.values())
+
+    def _distinct(self, models: Sequence[Any]) -> list[Any]:
+        """Largest first, those that have an image that no larger one has: COLMAP also gives parts of larger ones."""
+        kept, known = [], set()
+        for model in sorted(models, key=lambda one: (-one.num_reg_images(), -one.num_points3D())):
+            images = _placed(model)
+            if images - known and len(images) >= self.settings.least:
+                kept.append(model)
+                known |= images
+        return kept
+
+
+def _placed(model: Any) -> set[str]:
+    return {image.name for image in model.images.values() if image.has_pose}
 
 
 def _be_strict(mapper: Any, scale: float) -> None:
@@ -204,7 +273,7 @@ def report_of(folder: PathLike) -> ModelReport:
         track_length=float(model.compute_mean_track_length()),
         reprojection_error_px=float(model.compute_mean_reprojection_error()),
         observations=float(model.compute_mean_observations_per_reg_image()),
-        registered=sorted(image.name for image in model.images.values() if image.has_pose),
+        registered=sorted(_placed(model)),
     )
 
 
