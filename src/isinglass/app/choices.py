@@ -19,7 +19,6 @@ OPTIONS = (
     *("extractor", "matcher", "max_keypoints", "resize", "rotation", "min_distance", "adaptive"),
     *("filter_threshold", "ratio", "precision"),
 )  # of `Options`, that requests may set
-_SMALL = {"extractor": "rootsift", "matcher": "lightglue-sift-small"}  # both are in the package
 
 
 def extractor_names() -> tuple[str, ...]:
@@ -38,7 +37,7 @@ def default_options() -> Options:
     extractor = extractor_weights(plain.extractor)
     if _available(record(extractor)) and _available(record(matcher_weights(plain.matcher, extractor))):
         return plain
-    return Options(**_SMALL)
+    return Options(extractor="rootsift", matcher="lightglue-sift-small")  # both are in the package
 
 
 def check_choice(options: Options) -> None:

@@ -13,7 +13,7 @@ from isinglass.app.choices import OPTIONS, check_choice, default_options, extrac
 from isinglass.app.jobs import Jobs
 from isinglass.app.settings import Limits, Settings
 from isinglass.app.uploads import Refused, Upload, check_upload, shown_name, too_large
-from isinglass.app.work import Task
+from isinglass.app.work import Geometry, Task
 from isinglass.errors import InputError
 from isinglass.options import Options
 
@@ -102,7 +102,7 @@ async def read_task(form: FormData, model: type[BaseModel], settings: Settings, 
     return task, size
 
 
-def read_options(values: Mapping[str, Any], form: type[BaseModel], settings: Settings) -> tuple[Options, str]:
+def read_options(values: Mapping[str, Any], form: type[BaseModel], settings: Settings) -> tuple[Options, Geometry]:
     """The options and the geometry of fields that came as JSON. Raises Refused (422) for those that are wrong."""
     try:
         fields = form.model_validate(values).model_dump()

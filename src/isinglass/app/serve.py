@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from isinglass.app.settings import Settings
+from isinglass.app.uploads import Upload, check_upload
+from isinglass.app.video import VideoSource
 from isinglass.errors import InputError, MissingExtra
 
 _TRIED = 20  # ports, from the one that was asked for
 _GRACE_S = 3
 
 
-def serve(settings: Settings, started: Callable[[str], None] | None = None) -> None:
+def serve(
+    settings: Settings,
+    started: Callable[[str], None] | None = None,
+    *,
+    video: str | None = None,
+    reference: Path | None = None,
+) -> None:
     """Serve until Ctrl-C. A port that is taken is followed by the next free one; `started` hears the address.
+
+    video      a file or the number of a camera, which live pages can watch
+    reference  a photo that its frames are held against; None = against the previous keyframe
 
     Raises InputError where nothing can listen there, MissingExtra without FastAPI or uvicorn.
     """
-    server, uvicorn = _server(settings), _uvicorn()
+    server, uvicorn = _server(settings, video, reference), _uvicorn()
     with _listening(settings) as listener:
         port = listener.getsockname()[1]
         config = uvicorn.Config(
@@ -37,7 +49,7 @@ def serve(settings: Settings, started: Callable[[str], None] | None = None) -> N
         runner.run(sockets=[listener])
 
 
-def _server(settings: Settings) -> Any:
+def _server(settings: Settings, video: str | None, reference: Path | None) -> Any:
     try:
         import multipart  # noqa: F401
 
@@ -45,7 +57,16 @@ def _server(settings: Settings) -> Any:
     except ModuleNotFoundError as error:
         package = {"multipart": "python-multipart"}.get(error.name or "", error.name or "fastapi")
         raise MissingExtra(package, "app") from error
-    return Server(settings)
+    source = None if video is None else VideoSource(video)
+    return Server(settings, source, None if reference is None else _reference(reference, settings))
+
+
+def _reference(path: Path, settings: Settings) -> Upload:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"the reference {str(path)!r} cannot be read ({error}); expected a photo") from error
+    return check_upload(content, path.name, settings.limits)
 
 
 def _uvicorn() -> Any:

@@ -10,19 +10,22 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Path, Request
+from fastapi import FastAPI, Path, Request, WebSocket
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from isinglass.app import examples
 from isinglass.app.answers import Choices, Health, JobAnswer, MatchAnswer, Problem, Submitted
+from isinglass.app.channel import Channel
 from isinglass.app.choices import choices
 from isinglass.app.forms import MOST_FIELDS, body_schema, make_forms, read_task
 from isinglass.app.guard import App, Guard
 from isinglass.app.jobs import RETRY_AFTER_S, Cancelled, Job, Jobs, Work, message_of, status_of
+from isinglass.app.live import LIVE_DEFAULTS
 from isinglass.app.pipelines import Pipelines
 from isinglass.app.settings import Settings
-from isinglass.app.uploads import Refused
+from isinglass.app.uploads import Refused, Upload
+from isinglass.app.video import VideoSource
 from isinglass.app.work import STEPS, run, run_plain
 
 JSON = "application/json"
@@ -35,6 +38,7 @@ TYPES = {
 }
 RESULTS = {"result": "payload.json", "result.json": "matches.json", "result.npz": "matches.npz"}
 _LOOK_S = 0.5  # how often it is asked whether who waits for `POST /match` is still there
+_TRY_LATER = 1013  # the code of WebSockets
 _CLIENT_GONE = 499  # that nobody reads
 JobId = Annotated[str, Path(max_length=64, pattern=r"^[\w-]+$")]
 
@@ -42,11 +46,13 @@ JobId = Annotated[str, Path(max_length=64, pattern=r"^[\w-]+$")]
 class Server:
     """One app: its settings, its jobs and its models. `app` is what a web server runs."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+    def __init__(self, settings: Settings, video: VideoSource | None = None, reference: Upload | None = None) -> None:
+        self.settings, self.video, self.reference = settings, video, reference
         self.jobs = Jobs(settings.limits)
         self.pipelines = Pipelines(settings.limits.models)
         self.forms = make_forms(settings.limits)
+        self.form = self.forms.match  # of live pages, too
+        self._live = 0
         self.api = FastAPI(
             title="Isinglass",
             version=version("isinglass"),
@@ -60,6 +66,7 @@ class Server:
         self._add_pages()
         self._add_match()
         self._add_jobs()
+        self._add_live()
         self.app: App = Guard(self.api, settings)
 
     @asynccontextmanager
@@ -94,7 +101,7 @@ class Server:
         @get("/choices", summary="What can be chosen")
         async def choose() -> Choices:
             found = await asyncio.to_thread(lambda: {**choices(self.settings.limits), "examples": examples.listed()})
-            return Choices(**found, live={"source": None})
+            return Choices(**found, live=self._live_choices())
 
         @get("/health", summary="Whether the server is there")
         async def health() -> Health:
@@ -174,7 +181,26 @@ class Server:
             headers = {"content-disposition": f'attachment; filename="{name}"'} if path != "result" else None
             return Response(job.result[name], media_type=kind, headers=headers)
 
+    def _add_live(self) -> None:
+        @self.api.websocket("/live")
+        async def live(websocket: WebSocket) -> None:
+            if self._live >= self.settings.limits.live:
+                await websocket.accept()
+                await websocket.send_json({"type": "problem", "detail": str(_too_many_live(self._live)), "frame": None})
+                await websocket.close(_TRY_LATER)
+                return
+            self._live += 1
+            try:
+                await Channel(websocket, self).run()
+            finally:
+                self._live -= 1
+
     # --- helpers
+
+    def _live_choices(self) -> dict[str, Any]:
+        source = None if self.video is None else self.video.name
+        reference = None if self.reference is None else self.reference.name
+        return {"source": source, "reference": reference, "defaults": LIVE_DEFAULTS}
 
     async def _task(self, request: Request, *, plain: bool) -> tuple[Any, int]:
         async with request.form(max_files=4, max_fields=MOST_FIELDS) as form:
@@ -197,6 +223,10 @@ class Server:
             progress=job.progress,
             error=message_of(job.problem) if job.problem is not None and job.state == "failed" else None,
         )
+
+
+def _too_many_live(count: int) -> Refused:
+    return Refused(f"{count} live pages are open already; expected fewer. Close one, or try again later", 503)
 
 
 def _file(package: str, folder: str, name: str) -> Response:

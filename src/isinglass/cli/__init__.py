@@ -12,7 +12,7 @@ import sys
 
 import click
 
-from isinglass.cli.app import app
+from isinglass.cli.app import app, live
 from isinglass.cli.common import NOT_AVAILABLE, OK, SOME_FAILED, WRONG_USAGE, complain
 from isinglass.cli.evaluation import calibrate, compare, evaluate, report, tune
 from isinglass.cli.localize import localize
@@ -53,7 +53,7 @@ def cli() -> None:
 _MATCHING = (match, extract, models, doctor)
 _MEASURING = (evaluate, compare, report, calibrate, tune)
 _MAPPING = (make, localize, pairs, match_many, export, track, view)
-_LOOKING = (app,)
+_LOOKING = (app, live)
 for command in (*_MATCHING, *_MEASURING, *_MAPPING, *_LOOKING, train, recipes):
     cli.add_command(command)
 
