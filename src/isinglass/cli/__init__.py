@@ -15,6 +15,7 @@ import click
 from isinglass.cli.app import app, live
 from isinglass.cli.common import NOT_AVAILABLE, OK, SOME_FAILED, WRONG_USAGE, complain
 from isinglass.cli.evaluation import calibrate, compare, evaluate, report, tune
+from isinglass.cli.inspection import inspect
 from isinglass.cli.localize import localize
 from isinglass.cli.maps import export, make
 from isinglass.cli.matching import doctor, extract, match, models
@@ -53,7 +54,7 @@ def cli() -> None:
 _MATCHING = (match, extract, models, doctor)
 _MEASURING = (evaluate, compare, report, calibrate, tune)
 _MAPPING = (make, localize, pairs, match_many, export, track, view)
-_LOOKING = (app, live)
+_LOOKING = (app, live, inspect)
 for command in (*_MATCHING, *_MEASURING, *_MAPPING, *_LOOKING, train, recipes):
     cli.add_command(command)
 

@@ -1,5 +1,6 @@
 """What a matcher did, layer by layer: to look at, and why it ended where it did."""
 
+from isinglass.inspection.report import write_report
 from isinglass.inspection.tracing import Inspection, inspect, inspect_result, trace
 
-__all__ = ["Inspection", "inspect", "inspect_result", "trace"]
+__all__ = ["Inspection", "inspect", "inspect_result", "trace", "write_report"]

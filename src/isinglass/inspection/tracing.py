@@ -59,6 +59,34 @@ class Inspection:
             found["matches"]["layers"] = pack(self.trace.since().byte())
         return {**found, "kind": "inspect", "trace": self.trace.payload()}
 
+    def summary(self) -> dict[str, Any]:
+        """Plain values, for JSON: what came of the pair, and how many matches each step predicted."""
+        matches, robust = self.result.matches, self.robust
+        return {
+            "image0": self.names[0],
+            "image1": self.names[1],
+            "extractor": self.result.features0.signature.extractor,
+            "matcher": matches.matcher,
+            "num_keypoints0": self.result.features0.keypoints.shape[1],
+            "num_keypoints1": self.result.features1.keypoints.shape[1],
+            "num_matches": len(matches.pairs()),
+            "num_inliers": None if robust is None else robust.num_inliers,
+            "stop_layer": None if matches.stop_layer is None else int(matches.stop_layer),
+            "num_layers": self.num_layers,
+            "ended": self.trace.ended,
+            "steps": [
+                {
+                    "name": step.name,
+                    "matches": len(step.pairs),
+                    "confident_share": step.confident_share,
+                    "pruned": None if step.pruned is None else sum(map(len, step.pruned)),
+                    "marginal_error": step.marginal_error,
+                }
+                for step in self.trace.steps
+            ],
+            "timings_ms": self.result.timings_ms,
+        }
+
 
 def inspect(
     image0: ImageSource,
@@ -80,7 +108,11 @@ def inspect(
     _check_traceable(pipeline.matcher)
     check_tops(attention, alternatives)
     result = pipeline.match(image0, image1, mask0=mask0, mask1=mask1)
-    return inspect_result(result, image0, image1, pipeline, attention=attention, alternatives=alternatives)
+    masks = (
+        None if mask0 is None else _name(mask0, "mask0.png"),
+        None if mask1 is None else _name(mask1, "mask1.png"),
+    )
+    return inspect_result(result, image0, image1, pipeline, masks=masks, attention=attention, alternatives=alternatives)
 
 
 def inspect_result(
@@ -90,10 +122,11 @@ def inspect_result(
     pipeline: Pipeline,
     *,
     names: tuple[str, str] | None = None,
+    masks: tuple[str | None, str | None] = (None, None),
     attention: int = 8,
     alternatives: int = 5,
 ) -> Inspection:
-    """Likewise, of what `pipeline` matched already; `names` are those of the photos for people."""
+    """Likewise, of what `pipeline` matched already; `names` and `masks` are what people call the photos and masks."""
     start, features = time.perf_counter(), (result.features0, result.features1)
     found = trace(pipeline.matcher, *features, attention=attention, alternatives=alternatives)
     timings_ms = {**result.timings_ms, "trace": (time.perf_counter() - start) * 1e3}
@@ -106,6 +139,7 @@ def inspect_result(
         options=replace(pipeline.options, precision="float32"),
         robust=two_view(result, pipeline.options),
         num_layers=getattr(getattr(pipeline.matcher, "config", None), "layers", None),
+        masks=masks,
     )
 
 
