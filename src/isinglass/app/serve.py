@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from isinglass.app.settings import Settings
 from isinglass.app.uploads import Upload, check_upload
@@ -16,6 +16,20 @@ _TRIED = 20  # ports, from the one that was asked for
 _GRACE_S = 3
 
 
+class Listening(NamedTuple):
+    """A server that can be run: its address, the socket it listens at, the web server, and the server of the app."""
+
+    address: str
+    listener: socket.socket
+    runner: Any
+    home: Any
+
+    def run(self) -> None:
+        """Until it is told to stop: by Ctrl-C in the main thread, by `runner.should_exit` in any."""
+        with self.listener:
+            self.runner.run(sockets=[self.listener])
+
+
 def serve(
     settings: Settings,
     started: Callable[[str], None] | None = None,
@@ -23,30 +37,36 @@ def serve(
     video: str | None = None,
     reference: Path | None = None,
 ) -> None:
-    """Serve until Ctrl-C. A port that is taken is followed by the next free one; `started` hears the address.
+    """Serve until Ctrl-C; `started` hears the address. The rest is as of `listen`."""
+    server = listen(settings, video=video, reference=reference)
+    if started is not None:
+        started(server.address)
+    server.run()
+
+
+def listen(settings: Settings, *, video: str | None = None, reference: Path | None = None) -> Listening:
+    """A server that listens and does not answer yet. A port that is taken is followed by the next free one.
 
     video      a file or the number of a camera, which live pages can watch
     reference  a photo that its frames are held against; None = against the previous keyframe
 
-    Raises InputError where nothing can listen there, MissingExtra without FastAPI or uvicorn.
+    Raises InputError where nothing can listen there, or the video or the photo cannot be read, MissingExtra without
+    FastAPI, uvicorn, or OpenCV for a video.
     """
-    server, uvicorn = _server(settings, video, reference), _uvicorn()
-    with _listening(settings) as listener:
-        port = listener.getsockname()[1]
-        config = uvicorn.Config(
-            server.app,
-            log_level="warning",
-            server_header=False,
-            proxy_headers=False,
-            limit_concurrency=settings.limits.connections,
-            ws_max_size=settings.limits.file_bytes,
-            timeout_graceful_shutdown=_GRACE_S,
-        )
-        runner = uvicorn.Server(config)
-        if started is not None:
-            shown = "127.0.0.1" if settings.host in ("0.0.0.0", "::", "") else settings.host
-            started(f"http://{f'[{shown}]' if ':' in shown else shown}:{port}")
-        runner.run(sockets=[listener])
+    home, uvicorn = _server(settings, video, reference), _uvicorn()
+    listener = _listener(settings)
+    config = uvicorn.Config(
+        home.app,
+        log_level="warning",
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=settings.limits.connections,
+        ws_max_size=settings.limits.file_bytes,
+        timeout_graceful_shutdown=_GRACE_S,
+    )
+    shown = "127.0.0.1" if settings.host in ("0.0.0.0", "::", "") else settings.host
+    address = f"http://{f'[{shown}]' if ':' in shown else shown}:{listener.getsockname()[1]}"
+    return Listening(address, listener, uvicorn.Server(config), home)
 
 
 def _server(settings: Settings, video: str | None, reference: Path | None) -> Any:
@@ -78,7 +98,7 @@ def _uvicorn() -> Any:
     return uvicorn
 
 
-def _listening(settings: Settings) -> socket.socket:
+def _listener(settings: Settings) -> socket.socket:
     try:
         family, kind, _, _, _ = socket.getaddrinfo(settings.host or None, 0, type=socket.SOCK_STREAM)[0]
     except OSError as error:

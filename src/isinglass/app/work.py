@@ -9,13 +9,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from isinglass.app.pipelines import Pipelines, StoppablePipeline, Tell
 from isinglass.app.uploads import Upload
 from isinglass.files.single import save_matches
 from isinglass.geometry.robust import RobustResult
-from isinglass.inspection.payload import compare_payload, match_payload, two_view
+from isinglass.inspection.payload import array_of, compare_payload, match_payload, two_view
 from isinglass.options import Options
 from isinglass.pipeline import MatchResult
 
@@ -87,8 +89,13 @@ class Images:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Found:
-    """A result, the geometry it agrees on (None = not asked for, or no PoseLib here), and the matcher's layers."""
+    """A result and the options that give it.
 
+    robust      the geometry that the matches agree on; None = not asked for, or no PoseLib here
+    num_layers  of the matcher; None = it has none
+    """
+
+    options: Options
     result: MatchResult
     robust: RobustResult | None
     num_layers: int | None
@@ -111,7 +118,9 @@ def _verified(task: Task, pipeline: StoppablePipeline, result: MatchResult, tell
         result = replace(result, timings_ms={**result.timings_ms, **pipeline.timings_ms})
     if pipeline.loading_ms:
         result = replace(result, timings_ms={"load": pipeline.loading_ms, **result.timings_ms})
-    return Found(result=result, robust=robust, num_layers=layers if isinstance(layers, int) else None)
+    return Found(
+        options=pipeline.options, result=result, robust=robust, num_layers=layers if isinstance(layers, int) else None
+    )
 
 
 # --- kinds
@@ -120,11 +129,20 @@ def _verified(task: Task, pipeline: StoppablePipeline, result: MatchResult, tell
 def _match(task: Task, images: Images, pipelines: Pipelines, tell: Tell) -> dict[str, bytes]:
     found = _matched(task, images, task.options, pipelines, tell)
     tell("drawing")
-    return _files(task, found, _payload(task, images, found, task.options))
+    return _files(task, found, _payload(task, images, found))
 
 
 def _inspect(task: Task, images: Images, pipelines: Pipelines, tell: Tell) -> dict[str, bytes]:
-    raise NotImplementedError
+    from isinglass.inspection import inspect_result
+
+    pipeline = pipelines.of(task.options, tell)
+    result = pipeline.match(*images.photos, mask0=images.masks[0], mask1=images.masks[1])
+    tell("tracing the matcher")
+    seen = inspect_result(result, *images.photos, pipeline, names=_names(task))
+    found = _verified(task, pipeline, seen.result, tell)
+    tell("drawing")
+    seen = replace(seen, result=found.result, robust=found.robust, masks=_mask_names(task))
+    return _files(task, replace(found, options=seen.options), seen.payload())
 
 
 def _compare(task: Task, images: Images, pipelines: Pipelines, tell: Tell) -> dict[str, bytes]:
@@ -132,7 +150,7 @@ def _compare(task: Task, images: Images, pipelines: Pipelines, tell: Tell) -> di
     found = _matched(task, images, task.options, pipelines, tell)
     other = _matched(task, images, task.other, pipelines, tell)
     tell("drawing")
-    first, second = (_payload(task, images, one, o) for one, o in ((found, task.options), (other, task.other)))
+    first, second = (_payload(task, images, one) for one in (found, other))
     return _files(task, found, compare_payload(first, second, found.result, other.result, task.options))
 
 
@@ -148,17 +166,24 @@ def _diagnose(task: Task, images: Images, pipelines: Pipelines, tell: Tell) -> d
 # --- answers
 
 
-def _payload(task: Task, images: Images, found: Found, options: Options) -> dict[str, Any]:
-    names = task.photos[0].name, task.photos[1].name
+def _names(task: Task) -> tuple[str, str]:
+    return task.photos[0].name, task.photos[1].name
+
+
+def _mask_names(task: Task) -> tuple[str | None, str | None]:
     mask0, mask1 = (None if one is None else one.name for one in task.masks)
+    return mask0, mask1
+
+
+def _payload(task: Task, images: Images, found: Found) -> dict[str, Any]:
     return match_payload(
         found.result,
         *images.photos,
-        names=names,
-        options=options,
+        names=_names(task),
+        options=found.options,
         robust=found.robust,
         num_layers=found.num_layers,
-        masks=(mask0, mask1),
+        masks=_mask_names(task),
     )
 
 
@@ -185,12 +210,12 @@ def plain_answer(task: Task, found: Found) -> dict[str, Any]:
     return {
         "extractor": result.features0.signature.extractor,
         "matcher": result.matches.matcher,
-        "options": asdict(task.options),
+        "options": asdict(found.options),
         "sizes": [list(one.size) for one in task.photos],
-        "keypoints": [one.keypoints[0].tolist() for one in (result.features0, result.features1)],
+        "keypoints": [_short(one.keypoints[0]) for one in (result.features0, result.features1)],
         "pairs": result.matches.pairs().tolist(),
-        "scores": result.scores.tolist(),
-        "probabilities": None if probabilities is None else probabilities.tolist(),
+        "scores": _short(result.scores),
+        "probabilities": None if probabilities is None else _short(probabilities),
         "inliers": None if robust is None else robust.inliers.tolist(),
         "model": model,
         "stop_layer": None if stop is None else int(stop[0]),
@@ -222,6 +247,11 @@ def _same_file(task: Task) -> list[str]:
     if task.photos[0].digest != task.photos[1].digest:
         return []
     return ["Both files are identical: every keypoint is expected to match itself."]
+
+
+def _short(values: Tensor) -> list[Any]:
+    """With the fewest digits that give the same float32 again."""
+    return array_of(values).astype(np.float32).astype(str).astype(float).tolist()
 
 
 def _json(value: dict[str, Any]) -> bytes:
