@@ -12,6 +12,7 @@
     doctor: "Few matches? The doctor finds out at which stage they were lost.",
   };
   const OTHER = ["extractor", "matcher", "filter_threshold", "ratio", "adaptive"];
+  const NARROW_PX = 900; // as in app.css
   const part = (id) => document.getElementById(id);
   const page = { tab: "match", running: null, views: {} };
 
@@ -24,13 +25,21 @@
     const places = { source: part("live-source"), panel: part("panel-live") };
     page.live = new LiveView({ ...places, choices: page.choices, trouble: tell });
     for (const tab of TABS.slice(0, -1)) part(`panel-${tab}`).append(idle(tab));
+    part("options-fold").open = innerWidth >= NARROW_PX;
     restore();
     listen();
   }
 
-  /** What a panel shows before there is a result. */
-  const idle = (tab) => el("div", { class: "idle" },
-    el("img", { src: "/static/icon.svg", alt: "", width: 96, height: 96 }), el("p", {}, IDLE[tab]));
+  /** What a panel shows before there is a result: what it is for, and examples to try. */
+  function idle(tab) {
+    const source = (name, view) => `/examples/${encodeURIComponent(name)}/${view}`;
+    const photo = (name, view) => el("img", { src: source(name, view), alt: "", loading: "lazy" });
+    const example = ({ name, title }) => el("button",
+      { type: "button", class: "sheets", onclick: () => page.photos.load(name) },
+      el("span", {}, photo(name, 0), photo(name, 1)), title);
+    return el("div", { class: "idle" }, el("p", {}, IDLE[tab]), el("p", { class: "note" }, "Drop two photos, or try:"),
+      el("div", { class: "samples" }, page.choices.examples.map(example)));
+  }
 
   function restore() {
     const { tab, values } = readAddress();
@@ -150,7 +159,7 @@
     const panel = part(`panel-${tab}`);
     const makers = { match: ResultView, compare: CompareView, doctor: DoctorView, inspect: InspectView };
     page.views[tab] = new makers[tab](panel, found);
-    if (innerWidth < 900) panel.scrollIntoView({ behavior: "smooth", block: "start" });
+    if (innerWidth < NARROW_PX) panel.scrollIntoView({ behavior: "smooth", block: "start" });
   }
 
   class InspectView {

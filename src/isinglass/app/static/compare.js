@@ -70,7 +70,7 @@
         cells("extractor", (run) => run.extractor),
         cells("keypoints", (run) => run.keypoints.map((points) => points.shape[0]).join(" / ")),
         cells("matches", (run) => String(run.matches.pairs.shape[0])),
-        cells("agree", (run) => (run.model ? `${run.model.num_inliers} (${run.model.kind})` : "–")),
+        cells("agree", (run) => (run.model ? String(run.model.num_inliers) : "–")),
         cells("layers", (run) => (run.stop_layer ? `${run.stop_layer} of ${run.num_layers}` : "–")),
         cells("time", (run) => milliseconds(totalMs(run.timings_ms)))));
     }

@@ -34,16 +34,22 @@
     el("div", {}, el("b", {}, one.check), el("p", {}, one.measured),
       one.advice && el("p", { class: "advice" }, one.advice)));
 
+  const list = (findings) => el("ul", { class: "findings" }, findings.map(finding));
+
   class DoctorView {
     constructor(container, { payload }) {
       const order = Object.keys(SIGNS).reverse();
       const rank = (one) => order.indexOf(one.status);
       const findings = [...payload.findings].sort((one, other) => rank(one) - rank(other));
       const worst = findings[0]?.status;
+      const told = findings.filter((one) => one.status !== "ok");
+      const fine = findings.slice(told.length);
       container.replaceChildren(...notices(payload.notes),
         el("p", { class: `verdict ${payload.stages.lost_at ? worst : "ok"}` }, payload.verdict),
         el("section", {}, el("h3", {}, "What each stage leaves"), bars(payload.stages)),
-        el("section", {}, el("h3", {}, "Findings"), el("ul", { class: "findings" }, findings.map(finding))));
+        el("section", { hidden: !told.length }, el("h3", {}, "Findings"), list(told)),
+        el("details", { class: "fine", open: !told.length }, 
+          el("summary", {}, `${fine.length} checks are fine`), list(fine)));
       this.ready = Promise.resolve();
     }
   }

@@ -9,6 +9,8 @@
   const UPRIGHT = [1, 0, 0, 0, 1, 0];
   const OPEN = 1;
 
+  const viewOf = (src, size) => ({ size, preview: { src, size, matrix: UPRIGHT } });
+
   class LiveView {
     /** `source` is the place of the controls, `panel` that of the picture; `trouble(text)` is told what goes wrong. */
     constructor({ source, panel, choices, trouble }) {
@@ -36,7 +38,7 @@
       const note = this.choices.live?.source ? `The server's: ${this.choices.live.source}.` : null;
       source.append(el("h2", {}, "Source"),
         segments("Source", known, this.from, (from) => this.#choose({ from })), this.fileRow,
-        note && el("p", { class: "note" }, note), el("h2", {}, "Matched with"),
+        el("p", { class: "note", hidden: !note }, note), el("h2", {}, "Matched with"),
         segments("Matched with", [["keyframe", "the previous keyframe"], ["reference", "a reference"]], this.mode,
           (mode) => this.#choose({ mode })), this.referenceRow, el("h2", {}, "Options"), fields);
       const defaults = { ...this.choices.defaults, max_keypoints: 512, resize: 480, geometry: "homography",
@@ -83,6 +85,7 @@
         this.stop();
         this.trouble(reason || (code === 1013 ? "Too many live pages are open." : "The live connection ended."));
       };
+      this.numbers.replaceChildren(el("p", {}, "Waiting for the first answer. Models are loaded before it."));
       this.stageBox.hidden = false;
       this.idle.hidden = true;
       this.pair.setStyle({ lines: this.lines, points: !this.lines });
@@ -129,14 +132,13 @@
       if (!this.options.invalid()) this.socket.send(JSON.stringify({ ...settings, ...this.options.values() }));
     }
 
-    async #begin(run) {
+    #begin(run) {
       this.#tellSettings();
       this.again.disabled = false;
       const photo = this.mode === "reference" && this.from !== "server" && this.reference.files[0];
       if (photo) {
         this.socket.send(JSON.stringify({ type: "reference" }));
         this.socket.send(photo);
-        this.photo = await createImageBitmap(photo).catch(() => null);
       }
       this.panel.dispatchEvent(new CustomEvent("live-change", { bubbles: true }));
       if (this.from !== "server") this.#onFrame(run);
@@ -202,11 +204,10 @@
     /** The reference that was told of, as soon as its picture is here. */
     #settle() {
       const message = this.pending;
-      const isOfFrame = message && typeof message.frame === "number";
-      const near = [this.last, this.waiting].find((one) => one && isOfFrame && one.number === message.frame);
-      const picture = near?.picture || (message?.src ? null : !isOfFrame && this.photo);
-      if (!message || !(picture || message.src)) return;
-      this.base = { ...message, picture: picture || message.src };
+      const near = message && [this.last, this.waiting].find((one) => one && one.number === message.frame);
+      const view = message?.view || (near && viewOf(near.picture, message.size));
+      if (!view) return;
+      this.base = { frame: message.frame, keypoints: message.keypoints, view };
       this.pending = null;
     }
 
@@ -214,10 +215,8 @@
       if (this.pending) this.#settle();
       const { frame, base, last } = this;
       if (!base) return;
-      const isSame = frame.reference === base.frame;
-      const views = [base, { ...frame, picture: last.picture }].map((one) => ({ size: one.size,
-        preview: { src: one.picture, size: one.size, matrix: UPRIGHT } }));
-      const pairs = isSame ? frame.pairs : new Int32Array(0);
+      const pairs = frame.reference === base.frame ? frame.pairs : new Int32Array(0);
+      const views = [base.view, viewOf(last.picture, frame.size)];
       this.pair.setPayload({ views, keypoints: [base.keypoints, frame.keypoints], model: frame.model });
       const inliers = flat(frame.inliers);
       const colours = inliers && Array.from(inliers, (is) => variable(is ? "--inlier" : "--outlier"));

@@ -19,8 +19,8 @@
     ratio: { label: "Ratio test", kind: "number", least: 0.1, most: 1, step: 0.01, empty: "none" },
     geometry: {
       label: "Agreement", kind: "select",
-      choices: [["auto", "what fits"], ["homography", "a homography (flat or distant)"],
-        ["fundamental", "two views of a scene"], ["none", "do not check"]],
+      choices: [["auto", "on what fits"], ["homography", "on a homography"],
+        ["fundamental", "on two views' geometry"], ["none", "not checked"]],
     },
     adaptive: { label: "Adaptive: stop early, drop points", kind: "checkbox" },
   };
@@ -94,7 +94,7 @@
       const label = el("label", { for: id }, field.label);
       const hint = field.hint ? el("span", { class: "note" }, field.hint) : null;
       const parts = field.kind === "checkbox" ? [input, label] : [label, input, hint];
-      this.rows[name] = el("div", { class: `field ${field.kind}`, dataset: { option: name } }, parts);
+      this.rows[name] = el("div", { class: `field of-${field.kind}`, dataset: { option: name } }, parts);
       return this.rows[name];
     }
 

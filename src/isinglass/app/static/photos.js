@@ -13,7 +13,8 @@
       container.append(el("div", { class: "places" }, this.places[0].element, swap, this.places[1].element));
       if (choices.examples?.length) container.append(this.#examples());
       document.addEventListener("paste", (event) => this.#paste(event));
-      for (const name of ["dragover", "drop"]) document.addEventListener(name, (event) => event.preventDefault());
+      document.addEventListener("dragover", (event) => event.preventDefault());
+      document.addEventListener("drop", (event) => this.#drop(event));
     }
 
     get isComplete() { return this.places.every((place) => place.file); }
@@ -44,6 +45,12 @@
     changed() { this.container.dispatchEvent(new CustomEvent("photos-change")); }
     trouble(text) { this.container.dispatchEvent(new CustomEvent("photos-trouble", { detail: { text } })); }
 
+    /** Beside the places: into the empty ones. */
+    #drop(event) {
+      event.preventDefault();
+      if (!this.container.hidden && !event.target.closest(".place")) this.take(event.dataTransfer.files);
+    }
+
     #paste(event) {
       const files = [...(event.clipboardData?.files || [])];
       if (!files.length || this.container.hidden) return;
@@ -53,19 +60,20 @@
 
     #examples() {
       const button = (one) => el("button", { type: "button", class: "plain", dataset: { example: one.name },
-        onclick: () => this.#load(one) }, one.title || one.name);
+        onclick: () => this.load(one.name) }, one.title || one.name);
       const label = el("span", { class: "note" }, "Examples: ");
       return el("p", { class: "examples" }, label, this.choices.examples.map(button));
     }
 
-    async #load(example) {
+    /** An example of the server. */
+    async load(example) {
       try {
         const files = await Promise.all([0, 1].map(async (view) => {
-          const answer = await fetch(`/examples/${encodeURIComponent(example.name)}/${view}`);
-          if (!answer.ok) throw new Error(`the server answered ${answer.status} for the example ${example.name}`);
+          const answer = await fetch(`/examples/${encodeURIComponent(example)}/${view}`);
+          if (!answer.ok) throw new Error(`the server answered ${answer.status} for the example ${example}`);
           const content = await answer.blob();
           const kind = (content.type.split("/")[1] || "jpeg").replace("jpeg", "jpg");
-          return new File([content], `${example.name}-${view}.${kind}`, { type: content.type });
+          return new File([content], `${example}-${view}.${kind}`, { type: content.type });
         }));
         this.take(files, 0);
       } catch (error) { this.trouble(String(error.message || error)); }

@@ -5,13 +5,15 @@
   const { milliseconds, totalMs, variable } = Isinglass;
   const MODES = [["side", "Side by side"], ["overlay", "Overlay"], ["blink", "Blink"]];
 
+  const modelName = (model) => (model.kind === "fundamental" ? "fundamental matrix" : model.kind);
+
   /** What is known of one match, for the box beside the pointer. */
   function matchText(payload, row) {
     const { matches, model } = payload;
     const inliers = model && flat(matches.inliers);
     const lines = [`score ${flat(matches.scores)[row].toFixed(3)}`];
     if (matches.probabilities) lines.push(`right with probability ${flat(matches.probabilities)[row].toFixed(2)}`);
-    if (inliers) lines.push(`${inliers[row] ? "agrees" : "disagrees"} with the ${model.kind}`);
+    if (inliers) lines.push(`${inliers[row] ? "agrees" : "disagrees"} with the ${modelName(model)}`);
     if (matches.layers) lines.push(`predicted from layer ${flat(matches.layers)[row]} on`);
     else if (payload.stop_layer) lines.push(`read after layer ${payload.stop_layer} of ${payload.num_layers}`);
     const [first, second] = flat(matches.pairs).slice(2 * row, 2 * row + 2);
@@ -34,12 +36,12 @@
   function summary(payload) {
     const { matches, model } = payload;
     const count = matches.pairs.shape[0];
-    const share = model && count ? ` (${Math.round((100 * model.num_inliers) / count)} %)` : "";
+    const share = model && count ? `, ${Math.round((100 * model.num_inliers) / count)} %` : "";
     return readout([
       [String(count), count === 1 ? "match" : "matches"],
-      model && [String(model.num_inliers), `agree on a ${model.kind}${share}`],
+      model && [String(model.num_inliers), `agree on a ${modelName(model)}${share}`],
       [payload.keypoints.map((points) => points.shape[0]).join(" and "), "keypoints"],
-      payload.stop_layer && [`${payload.stop_layer} of ${payload.num_layers}`, "layers were needed"],
+      payload.stop_layer && [`${payload.stop_layer} of ${payload.num_layers}`, "layers"],
       [milliseconds(totalMs(payload.timings_ms)), "in all"],
     ]);
   }
@@ -67,13 +69,13 @@
     }
 
     #tools() {
-      const isFlat = this.payload.model?.kind === "homography";
       const range = { type: "range", min: 0, max: 1, step: 0.02, value: "0.5", "aria-label": "Share of each photo" };
       const mix = el("input", { ...range, oninput: () => { this.pair.mix = Number(mix.value); } });
       this.mix = el("label", { class: "mix", hidden: true }, "first", mix, "second");
-      const why = isFlat ? null : "needs a homography: choose it under Agreement";
-      this.modes = segments("View", MODES.map(([mode, text]) => [mode, text, mode === "overlay" ? why : null,
-        mode === "overlay" && !isFlat]), "side", (mode) => this.setMode(mode));
+      this.modes = segments("View", MODES, "side", (mode) => this.setMode(mode));
+      const why = "The first photo is not warped onto the second, as there is no homography. Choose one under "
+        + "Agreement, and match again.";
+      this.unwarped = el("p", { class: "note unwarped", hidden: true }, why);
       const colourings = [["agreement", "agreement", null, !this.inliers], ["score", "score"], ["place", "place"]];
       const show = (name) => (is) => { this.shown[name] = is; this.apply(); };
       const style = (name) => (is) => this.pair.setStyle({ [name]: is });
@@ -82,12 +84,13 @@
         segments("Colour by", colourings, this.by, (by) => { this.by = by; this.paint(); this.apply(); }),
         this.inliers && check("agree", true, show("inliers"), "var(--inlier)"),
         this.inliers && check("disagree", true, show("outliers"), "var(--outlier)"),
-        check("lines", true, style("lines")), check("keypoints", false, style("points")));
+        check("lines", true, style("lines")), check("keypoints", false, style("points")), this.unwarped);
     }
 
     setMode(mode) {
       this.pair.mode = mode;
       this.mix.hidden = mode !== "overlay";
+      this.unwarped.hidden = mode === "side" || this.pair.homography !== null;
     }
 
     /** For the key v. */

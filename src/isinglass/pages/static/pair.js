@@ -353,12 +353,12 @@
 
     #paintLines(context, at, unit, opacity) {
       const count = this.groups.reduce((sum, group) => sum + group.rows.length, 0);
-      const thick = (count > 1200 ? 0.9 : count > 300 ? 1.2 : 1.6) * unit;
+      const [thick, faint] = count > 1200 ? [0.8 * unit, 0.3] : count > 250 ? [unit, 0.48] : [1.5 * unit, 0.85];
       for (const group of this.groups) {
         const lines = group.rows.filter((row) => this.#isShown(row)).map((row) => this.#ends(row, at));
         const alpha = this.style.opacity * opacity;
-        stroke(context, lines, group.css, thick, alpha, group.dashed ? [5 * unit, 4 * unit] : []);
-        discs(context, lines.flatMap(([x0, y0, x1, y1]) => [[x0, y0], [x1, y1]]), group.css, 1.5 * thick, alpha);
+        stroke(context, lines, group.css, thick, alpha * faint, group.dashed ? [5 * unit, 4 * unit] : []);
+        discs(context, lines.flatMap(([x0, y0, x1, y1]) => [[x0, y0], [x1, y1]]), group.css, 2.2 * unit, alpha);
       }
     }
 
