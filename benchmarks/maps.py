@@ -137,7 +137,7 @@ def of_model(model, poses):
     names = sorted(set(images) & set(poses))
     found = np.array([images[name].projection_center() for name in names])
     truth = np.array([-poses[name][:3, :3].T @ poses[name][:3, 3] for name in names])
-    similarity = colmap.estimate_sim3d(found, truth)
+    similarity = colmap.estimate_sim3d(found, truth) if len(names) > 2 else None
     if similarity is None:  # too few, or on a line
         return {"registered": len(images), "centre_errors_m": {}}
     errors_m = np.linalg.norm(similarity * found - truth, axis=1)

@@ -208,17 +208,120 @@ def throughput(results):
     return "\n\n".join([about, *parts, ratio])
 
 
+def growths(index):
+    """Of the index of image vectors: seconds to make it and to look one image up, by the number of images.
+
+    Cells are four times the root of the number of images: their means cost a time in proportion to the images,
+    putting images into cells one to images x cells, a look-up one to cells and what is in the few that are seen.
+    """
+    counts = np.array([float(count) for count in index])
+    made, looked_up = (np.array([row[key] for row in index.values()]) for key in ("make_s", "look_up_s"))
+    make = np.linalg.solve(np.stack([counts, counts**1.5], axis=1), made)
+    look_up = np.linalg.solve(np.stack([np.ones(2), counts**0.5], axis=1), looked_up)
+    return (
+        lambda n: float(np.maximum(make, 0) @ [n, n**1.5]),
+        lambda n: float(np.maximum(look_up, 0) @ [1, n**0.5]),
+    )
+
+
+def cost_model(results):
+    """What so many images need, by what was measured of an image, a pair and the index."""
+    found, chosen = stored(results, "costs"), stored(results, "pair_selection")
+    if found is None or chosen is None:
+        return MISSING
+    way = chosen["sets"]["hololens aliked"]["ways"]["retrieval 20"]
+    a_pair = found["match_s"] + found["verify_s"]
+    pairs_an_image = way["pairs"] / chosen["sets"]["hololens aliked"]["images"]
+    make_s, look_up_s = growths(found["index"])
+    sizes = (1e3, 1e5, 1e8)
+    rows = {
+        "features, on disk": lambda n: bytes_told(n * found["features_bytes"]),
+        "vectors of images, in memory": lambda n: bytes_told(n * 2 * found["dimensions"]),
+        "extraction": lambda n: time_told(n * found["extract_s"]),
+        "vectors, index and look-ups": lambda n: time_told(
+            n * found["vector_s"] + (make_s(n) + n * look_up_s(n) if n > 5e4 else n * n * look_up_s(5e4) / 5e4)
+        ),
+        f"pairs by likeness ({pairs_an_image:.1f} an image)": lambda n: count_told(n * pairs_an_image),
+        "matching and verifying these": lambda n: time_told(n * pairs_an_image * a_pair),
+        "matches of these and COLMAP's database, on disk": lambda n: bytes_told(
+            n * pairs_an_image * (found["matches_bytes"] + found["database_bytes"])
+        ),
+        "all pairs instead": lambda n: count_told(n * (n - 1) / 2),
+        "matching and verifying all pairs": lambda n: time_told(n * (n - 1) / 2 * a_pair),
+    }
+    lines = [["images", *(count_told(n) for n in sizes)], *([name, *map(tell, sizes)] for name, tell in rows.items())]
+    about = (
+        f"Measured on one core ({found['machine']['cpu']}), {found['keypoints']:.0f} keypoints an image: "
+        f"{found['extract_s']:.2f} s an image for ALIKED's features, {1e3 * found['vector_s']:.1f} ms for its vector, "
+        f"{found['match_s']:.2f} s a pair for LightGlue ({1 / found['match_s']:.1f} pairs/s), "
+        f"{1e3 * found['verify_s']:.1f} ms for its verification; {found['features_bytes'] / 1e3:.0f} kB an image, "
+        f"{found['matches_bytes'] / 1e3:.1f} kB a pair and {found['database_bytes'] / 1e3:.1f} kB in COLMAP's."
+    )
+    return f"{about}\n\n{table(lines)}\n\n{found_by_likeness(chosen)}"
+
+
+def found_by_likeness(chosen):
+    """What two numbers of neighbours find on HoloLens."""
+    told = []
+    for count in (20, 80):
+        way = chosen["sets"]["hololens aliked"]["ways"][f"retrieval {count}"]
+        shares = " and ".join(f"{100 * way[least]['found']:.0f} %" for least in ("0.1", "0.3"))
+        told.append(f"{count} neighbours an image ({way['pairs']:,} pairs) find {shares}")
+    return f"Of HoloLens' pairs that overlap by 10 % and by 30 %, {'; '.join(told)}."
+
+
+def count_told(number):
+    """With words for large numbers."""
+    for size, word in ((1e15, "million billion"), (1e9, "billion"), (1e6, "million")):
+        if number >= size:
+            return f"{number / size:,.3g} {word}"
+    return f"{number:,.0f}"
+
+
+def bytes_told(number):
+    """In the unit that fits."""
+    for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
+        if number >= size:
+            return f"{number / size:,.3g} {unit}"
+    return f"{number / 1e3:,.3g} kB"
+
+
+def time_told(seconds):
+    """Of one core, in the unit that fits."""
+    for size, unit in ((3600 * 24 * 365.25, "core years"), (3600, "core hours"), (60, "core minutes")):
+        if seconds >= size:
+            return f"{seconds / size:,.3g} {unit}" if seconds / size < 1e3 else f"{seconds / size:,.0f} {unit}"
+    return f"{seconds:.2g} core seconds"
+
+
 def limits(results):
     """A row a set of limits."""
     found = stored(results, "limits")
     if found is None:
         return MISSING
-    titles = ["matches of a pair, limit, share that agrees", "pairs", "of them false"]
-    lines = [[*titles, "photos (median error, cm) of each model"]]
+    titles = ["least matches of a pair, px they may be off, share of a photo's that agrees", "pairs", "of them false"]
+    mappers = list(found["rows"][0]["models"])
+    lines = [[*titles, *(f"{mapper}: photos (median error, cm) of each model" for mapper in mappers)]]
     for row in found["rows"]:
-        models = ", ".join(f"{count} ({median:.1f})" for count, median in row["models"])
-        lines.append([row["limits"], row["pairs"], row["false"], models])
+        label = f"{row['least']}, {row['limit_px']:.0f} px, {row['share']:.0%}"
+        label += ", of pairs that overlap alone" if row["true_alone"] else ""
+        label += " (chosen)" if row["chosen"] else ""
+        models = [", ".join(f"{count} ({cm:.1f})" for count, cm in row["models"][mapper]) for mapper in mappers]
+        lines.append([label, row["pairs"], row["false"], *models])
     return table(lines)
+
+
+def tracking(results):
+    """A row an extractor."""
+    found = stored(results, "tracking")
+    if found is None:
+        return MISSING
+    lines = [["extractor", "matcher", "frames/s", "frames", "lost", "keyframes", "tracks", "frames a track"]]
+    for name, row in found["rows"].items():
+        counts = [row["frames"], row["lost"], row["keyframes"], f"{row['tracks']:,}", f"{row['mean_track_length']:.1f}"]
+        lines.append([name, row["matcher"], f"{row['frames_a_second']:.2f}", *counts])
+    about = f"{found['machine']['cpu']}, {found['machine']['cores']} cores (load {found['machine']['load']:.1f} at the end)"
+    return f"On {about}:\n\n{table(lines)}"
 
 
 def machine(results):
@@ -231,6 +334,7 @@ def write(results):
     """docs/maps.md."""
     sections = {"machine": machine(results), "times": times(results), "localisation": localisation(results)}
     sections |= {"pairs": pair_selection(results), "throughput": throughput(results), "limits": limits(results)}
+    sections |= {"costs": cost_model(results), "tracking": tracking(results)}
     for name in SETS:
         rows = rows_of(results, name)
         row = next((one for one in rows.values() if one["registered"]), None)

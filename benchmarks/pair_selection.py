@@ -62,9 +62,9 @@ def ways(names, store, plain):
     """Label -> pairs, of each way."""
     made = {"exhaustive": exhaustive(names)}
     for overlap in COUNTS[:5]:
-        made[f"sequential {overlap}, the next ones"] = sequential(names, overlap, quadratic=False)
-    for overlap in (5, 10):
         made[f"sequential {overlap}"] = sequential(names, overlap)
+    for overlap in (5, 10):
+        made[f"sequential {overlap}, 1, 2, 4, ... later"] = sequential(names, overlap, quadratic=True)
     loops = plain.pairs(names, 5, among=names, apart=10)
     made["sequential 10, loops 5"] = sequential(names, 10, loops=loops)
     for count in COUNTS:

@@ -59,6 +59,15 @@ def test_photos_and_figures_are_in_the_page(setup):
     assert all(source.startswith("data:") for source in sources)
 
 
+def test_no_photo_at_all(tmp_path, recwarn):
+    setup = Setup(tmp_path, views=2)
+    for name in setup.scene.names:
+        (setup.scene.photos / name).write_bytes(b"no image")
+    setup.make()
+    assert "There are no photos with keypoints." in Checked((setup.folder / "index.html").read_text()).text
+    assert not recwarn.list
+
+
 def test_no_model_is_said_with_the_reason(tmp_path):
     setup = Setup(tmp_path, views=2)
     setup.scene.seen["001.png"] = setup.scene.seen["001.png"] + 1000

@@ -252,6 +252,18 @@ def test_options_that_make_no_sense(setup):
         PairOptions(how="guess")
 
 
+def test_a_folder_of_other_photos_is_refused(setup, tmp_path):
+    setup.make()
+    kept = match_set(setup.folder)
+    moved = setup.scene.photos = setup.scene.photos.rename(tmp_path / "moved")
+    setup.make()
+    for name in setup.scene.names:
+        (moved / name).rename(moved / f"other-{name}")
+    with pytest.raises(InputError, match=r"holds a map of other photos \(7, such as '000.png'\)"):
+        setup.make()
+    assert match_set(setup.folder) == kept
+
+
 def test_a_folder_of_other_features_is_refused(setup):
     setup.make()
     other = Pipeline(extractor="rootsift", matcher="nearest")

@@ -46,7 +46,7 @@ def test_a_folder_and_a_list(tmp_path, photos, isinglass):
 
 
 def test_a_store(tmp_path, photos, isinglass):
-    """Its extractor counts, whatever the options say of extraction."""
+    """Its extractor counts; another one that is asked for is refused."""
     isinglass("match-many", photos, "all", "-o", tmp_path / "m.h5", *OPTIONS)
     nearest = ["--matcher", "nearest", "--device", "cpu"]
     code, out, _ = isinglass("match-many", tmp_path / "features.h5", "all", "-o", tmp_path / "n.h5", "--json", *nearest)
@@ -60,6 +60,10 @@ def test_a_store(tmp_path, photos, isinglass):
     assert code == 1
     assert '"ratio": 0.9' in err
     assert "Choose the same options as then, or another path" in err
+    given = ["all", "-o", tmp_path / "o.h5", "--extractor", "xfeat", *nearest]
+    code, _, err = isinglass("match-many", tmp_path / "features.h5", *given)
+    assert (code, (tmp_path / "o.h5").exists()) == (1, False)
+    assert "has features of 'rootsift', and --extractor is 'xfeat'" in err
 
 
 def test_masks(tmp_path, photos, isinglass):

@@ -65,6 +65,8 @@ def match_many(
         filled = _extracted(source, store, masks, settings, computing)
     elif masks is not None:
         raise click.UsageError("--masks is for a folder of photos; the features of SOURCE are there already.")
+    else:
+        _check_extractor(source, settings["extractor"])
     result = _matched(store, pairs, output, settings, computing)
     failed = _complain(filled, result)
     if as_json:
@@ -75,6 +77,21 @@ def match_many(
         rate = f" ({result.made / result.seconds:.1f} a second)" if result.made else ""
         click.echo(f"{result.made} pairs matched{rate}, {result.reused} were there; {output}", err=True)
     return SOME_FAILED if failed else OK
+
+
+def _check_extractor(store: Path, extractor: str) -> None:
+    """Raises InputError where another extractor was asked for than the one that made the features."""
+    from isinglass.models import extractor_weights
+    from isinglass.sfm.store import FeatureStore
+
+    given = click.get_current_context().get_parameter_source("extractor") is click.core.ParameterSource.COMMANDLINE
+    with FeatureStore(store) as features:
+        made_by = features.signature.extractor
+    if given and made_by not in (extractor, extractor_weights(extractor)):
+        raise InputError(
+            f"{str(store)!r} has features of {made_by!r}, and --extractor is {extractor!r}. Leave --extractor out, or "
+            "give the photos and another --output"
+        )
 
 
 def _extracted(photos: Path, store: Path, masks: Path | None, settings: dict[str, Any], computing: Computing) -> Filled:

@@ -126,6 +126,7 @@ class _Making:
 
     def run(self, computing: Computing) -> MapSummary:
         """All stages."""
+        self._check_same_photos()
         self._tell_map(None)
         self.extract(computing)
         with_retrieval = self.retrieval()
@@ -282,6 +283,17 @@ class _Making:
         self.stages.run("page", key_of(self.features_key, told, self._told()), [page], work)
 
     # --- parts
+
+    def _check_same_photos(self) -> None:
+        """A folder's map is of some of these photos, if there is one: photos may come, go, or have been moved."""
+        if not (self.folder / "features.h5").is_file() or not (self.folder / "map.json").is_file():
+            return
+        with FeatureStore(self.folder / "features.h5") as known:
+            if len(known) and not any(name in known for name in self.names):
+                raise InputError(
+                    f"{str(self.folder)!r} holds a map of other photos ({len(known)}, such as {next(iter(known))!r}); "
+                    f"none of {str(self.photos)!r} is among them. Choose another folder for this map, or remove that"
+                )
 
     def _loaded(self) -> Retrieval:
         return Retrieval.load(self.folder / "retrieval.npz")

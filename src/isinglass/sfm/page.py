@@ -206,6 +206,8 @@ def _charts(folder: Path, models: Sequence[Any]) -> list[Chart]:
 
 def _match_graph(project: Project) -> Chart:
     names = sorted(project.names)[:_MOST_ROWS]
+    if not names:
+        return Chart(title="Match graph", note="There are no photos with keypoints.")
     place = {name: i for i, name in enumerate(names)}
     counts = np.zeros((len(names), len(names)))
     for (one, other), count in project.inliers.items():
