@@ -87,7 +87,7 @@ class Channel:
                 if message.get("text") is not None:
                     self._hear(_parsed(message["text"]))
                 else:
-                    self._see(message.get("bytes") or b"")
+                    await self._see(message.get("bytes") or b"")
             except Refused as error:
                 await self._send({"type": "problem", "detail": str(error), "frame": None})
             self._woken.set()
@@ -128,18 +128,21 @@ class Channel:
             raise Refused(f"{MOST_ACTS} messages wait already; expected fewer. Wait for the answers", 503)
         self._acts.append(act)
 
-    def _see(self, content: bytes) -> None:
+    async def _see(self, content: bytes) -> None:
         if self._matcher is None:
             raise Refused('a frame came before {"type": "settings", ...}; send that first', 422)
         if self._expects_reference:
             self._expects_reference = False
-            photo = check_upload(content, "the reference", self.home.settings.limits)
+            photo = await self._checked(content, "the reference")
             self._act(lambda matcher: matcher.set_reference(photo))
             return
         number, self._count = self._count, self._count + 1
-        photo = check_upload(content, f"frame {number}", self.home.settings.limits)
+        photo = await self._checked(content, f"frame {number}")
         self._dropped += self._frame is not None
         self._frame = Frame(number=number, image=photo, arrived_s=time.monotonic())
+
+    async def _checked(self, content: bytes, name: str) -> Upload:
+        return await asyncio.to_thread(check_upload, content, name, self.home.settings.limits)
 
     # --- to the page
 

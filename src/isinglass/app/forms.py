@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
@@ -198,7 +199,8 @@ def _fitting(others: dict[str, Any]) -> dict[str, Any]:
 
 
 async def _read(name: str, file: UploadFile, limits: Limits) -> Upload:
-    return check_upload(await file.read(), file.filename or name, limits, "mask" if name in MASKS else "photo")
+    content, kind = await file.read(), "mask" if name in MASKS else "photo"
+    return await asyncio.to_thread(check_upload, content, file.filename or name, limits, kind)
 
 
 def _check_masks(task: Task) -> None:

@@ -84,7 +84,7 @@ class Jobs:
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._finished: deque[Job] = deque()  # those of `_jobs` that have ended, oldest first
         self._thread: threading.Thread | None = None
-        self._closing = False
+        self._closing, self._turn_of_calls = False, True
         self._reserved = 0
 
     # --- from outside
@@ -186,24 +186,27 @@ class Jobs:
         self._changed.notify_all()
 
     def _work(self) -> None:
-        turn_of_calls = True
-        while True:
-            with self._changed:
-                while not (self._closing or self._queue or self._calls):
-                    self._changed.wait(timeout=_SWEEP_S)
-                    self._sweep()
-                if self._closing:
-                    return
-                call = self._calls.popleft() if self._calls and (turn_of_calls or not self._queue) else None
-                job = None
-                if call is None:
-                    job = self._running = self._queue.popleft()
-                    job.state = "running"
-            turn_of_calls = call is None
-            if call is not None:
-                _answer(*call)
-            elif job is not None:
-                self._do(job)
+        while self._take_one():
+            pass
+
+    def _take_one(self) -> bool:
+        """Do the next job or call, which take turns; False when all is over. What it was about is let go of."""
+        with self._changed:
+            while not (self._closing or self._queue or self._calls):
+                self._changed.wait(timeout=_SWEEP_S)
+                self._sweep()
+            if self._closing:
+                return False
+            call = self._calls.popleft() if self._calls and (self._turn_of_calls or not self._queue) else None
+            self._turn_of_calls = call is None
+            if call is None:
+                self._running = self._queue.popleft()
+                self._running.state = "running"
+        if call is not None:
+            _answer(*call)
+        elif self._running is not None:
+            self._do(self._running)
+        return True
 
     def _do(self, job: Job) -> None:
         assert job.work is not None
@@ -235,7 +238,7 @@ class Jobs:
     def _end(self, job: Job, state: State, problem: Exception | None, result: dict[str, bytes] | None = None) -> None:
         """Note what became of it and let go of what it held; the lock is held."""
         keep = job.work is not None and job.work.keep
-        job.state, job.stage, job.problem, job.work = state, state, without_frames(problem), None
+        job.state, job.stage, job.problem, job.work = state, state, alone(problem), None
         job.ended_s, job.progress = time.monotonic(), 1.0 if state == "done" else job.progress
         self._reserved -= job.held
         if keep:
@@ -283,14 +286,10 @@ def message_of(problem: Exception) -> str:
     return f"the server failed ({type(problem).__name__}), which is a mistake of Isinglass; its log has more"
 
 
-def without_frames(problem: Exception | None) -> Exception | None:
-    """The error without the frames it came through, which would keep photos and models alive."""
-    chain, seen = problem, set()
-    while chain is not None and id(chain) not in seen:
-        seen.add(id(chain))
-        chain.__traceback__ = None
-        after = chain.__cause__ or chain.__context__
-        chain = after if isinstance(after, Exception) else None
+def alone(problem: Exception | None) -> Exception | None:
+    """The error without the frames and errors that it came from, which would keep photos and models alive."""
+    if problem is not None:
+        problem.__traceback__ = problem.__cause__ = problem.__context__ = None
     return problem
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import re
@@ -14,7 +15,7 @@ from PIL import Image
 from isinglass.app.settings import Limits
 from isinglass.errors import InputError
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "PPM")
 _STILL = ("MPO",)  # several images that are one photo: phones store a depth or gain map beside it
 _LONGEST_NAME = 80
 _EXPECTED = "expected a photo: JPEG, PNG, WebP, TIFF, BMP or AVIF"
@@ -49,7 +50,7 @@ class Upload:
     def decoded(self) -> Image.Image:
         """The pixels. Raises Refused (422) where the file is damaged."""
         try:
-            with Image.open(io.BytesIO(self.content), formats=FORMATS) as image:
+            with Image.open(io.BytesIO(self.content), formats=_formats()) as image:
                 image.load()
                 return image
         except Exception as error:
@@ -72,7 +73,7 @@ def check_upload(content: bytes, name: str, limits: Limits, kind: Literal["photo
     if len(content) > limits.file_bytes:
         raise too_large(name, len(content), limits)
     try:
-        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        image = Image.open(io.BytesIO(content), formats=_formats())
     except Image.DecompressionBombError as error:
         pixels = re.search(r"\d+", str(error))
         raise _too_many_pixels(name, f"{int(pixels.group()):,} px" if pixels else "very many px", limits) from error
@@ -95,7 +96,9 @@ def shown_name(name: str, otherwise: str) -> str:
     """The last part of a file's name without what cannot be shown, or `otherwise`."""
     last = PurePosixPath(name.replace("\\", "/")).name
     kept = "".join(letter for letter in last if letter.isprintable())
-    return kept if len(kept) <= _LONGEST_NAME else f"{kept[: _LONGEST_NAME - 13]}...{kept[-10:]}" if kept else otherwise
+    if len(kept) > _LONGEST_NAME:
+        kept = f"{kept[: _LONGEST_NAME - 13]}...{kept[-10:]}"
+    return kept or otherwise
 
 
 def too_large(name: str, size: int, limits: Limits) -> Refused:
@@ -105,6 +108,13 @@ def too_large(name: str, size: int, limits: Limits) -> Refused:
         "or smaller",
         413,
     )
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of FORMATS that this Pillow reads."""
+    Image.init()
+    return tuple(one for one in FORMATS if one in Image.OPEN)
 
 
 def _too_many_pixels(name: str, size: str, limits: Limits) -> Refused:
