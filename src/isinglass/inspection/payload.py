@@ -76,17 +76,26 @@ def view_payload(image: ImageSource, name: str, turns: int = 0) -> dict[str, Any
     `turns` as in Features. `matrix` (a, b, c, d, e, f) takes stored px (x, y) to px of the preview:
     (a x + b y + c, d x + e y + f).
     """
-    view = whole(read_image(image))
-    view = turned(mirrored(view) if turns >= 4 else view, turns % 4)
-    view = resized(view, PREVIEW_PX, only_shrink=True)
-    pixels = (view.image.permute(1, 2, 0) * 255).round().byte().numpy()
+    pixels, matrix, size = seen(image, turns, PREVIEW_PX)
     content = io.BytesIO()
     Image.fromarray(pixels).save(content, format="JPEG", quality=_QUALITY)
+    source = "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode("ascii")
+    preview = {"src": source, "size": [pixels.shape[1], pixels.shape[0]], "matrix": matrix.flatten().tolist()}
+    return {"name": name, "size": list(size), "preview": preview}
+
+
+def seen(
+    image: ImageSource, turns: int, long_side: int
+) -> tuple[NDArray[np.uint8], NDArray[np.float64], tuple[int, int]]:
+    """A photo as the extractor saw it, of `long_side` px at most: pixels (H, W, 3), (2, 3) stored px (x, y, 1) to its
+    px, and the size (width, height) that is stored.
+    """
+    view = whole(read_image(image))
+    view = turned(mirrored(view) if turns >= 4 else view, turns % 4)
+    view = resized(view, long_side, only_shrink=True)
     linear, shift = view.to_original[:, :2].inverse(), view.to_original[:, 2]
     matrix = np.concatenate([linear.numpy(), -(linear @ shift).numpy()[:, None]], axis=1)
-    source = "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode("ascii")
-    preview = {"src": source, "size": list(view.size), "matrix": matrix.flatten().tolist()}
-    return {"name": name, "size": list(view.original_size), "preview": preview}
+    return (view.image.permute(1, 2, 0) * 255).round().byte().numpy(), matrix, view.original_size
 
 
 def two_view(

@@ -2,11 +2,19 @@
 "use strict";
 (() => {
   const { el, colour } = Isinglass;
+  const [UNSURE, SURE] = [0.6, 0.8]; // of the colours: up to, and from the threshold of confidence on
   const SHADES = [0, 0.25, 0.5, 0.75, 1];
   const [WIDE, HIGH, LEFT, RIGHT, TOP, BOTTOM] = [360, 158, 44, 12, 12, 30]; // of a chart
 
   const percent = (value) => `${(100 * value).toFixed(value > 0 && value < 0.0995 ? 2 : 1)} %`;
-  const share = (value) => (value !== value ? "–" : value.toFixed(value > 0 && value < 0.0995 ? 4 : 2));
+  const share = (value) => (value !== value ? "–" : value > 0 && value < 0.0001 ? "< 0.0001"
+    : value.toFixed(value > 0 && value < 0.0995 ? 4 : 2));
+
+  /** Where a confidence lies among the colours: there is a step at the threshold. */
+  function shade(value, least) {
+    if (value < least) return UNSURE * (value / least);
+    return SURE + (1 - SURE) * (least < 1 ? (value - least) / (1 - least) : 1);
+  }
 
   function svg(tag, attributes, ...children) {
     const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
@@ -17,10 +25,9 @@
 
   /**
    * A line over the steps, null where there is no value; `at` is marked, and a click calls `pick` with a step.
-   * `line` {value, text} is a limit; `top` the least upper end of the scale.
+   * `line` {value, text} is a limit that is drawn; `top` the least upper end of the scale.
    */
-  function lineChart({ title, series, names, at, pick, xlabel, top = 0, line = null, format = String }) {
-    const values = series[0].values;
+  function lineChart({ title, values, names, at, pick, xlabel, top = 0, line = null, format = String }) {
     const most = Math.max(top, line ? line.value : 0, ...values.filter((value) => value !== null)) || 1;
     const x = (place) => LEFT + (WIDE - LEFT - RIGHT) * (names.length > 1 ? place / (names.length - 1) : 0.5);
     const y = (value) => TOP + (HIGH - TOP - BOTTOM) * (1 - value / most);
@@ -35,10 +42,8 @@
     });
     parts.push(svg("text", { x: (LEFT + WIDE - RIGHT) / 2, y: HIGH - 2, class: "tick middle" }, xlabel));
     parts.push(svg("line", { x1: x(at), x2: x(at), y1: TOP, y2: HIGH - BOTTOM, class: "now" }));
-    if (line) {
+    if (line)
       parts.push(svg("line", { x1: LEFT, x2: WIDE - RIGHT, y1: y(line.value), y2: y(line.value), class: "limit" }));
-      parts.push(svg("text", { x: WIDE - RIGHT, y: y(line.value) + 13, class: "tick end" }, line.text));
-    }
     const known = values.map((value, place) => [value, place]).filter(([value]) => value !== null);
     parts.push(svg("polyline", { points: known.map(([value, place]) => `${x(place)},${y(value)}`).join(" ") }));
     for (const [value, place] of known)
@@ -53,7 +58,8 @@
       pick(Math.min(names.length - 1, Math.max(0, Math.round(along * (names.length - 1)))));
     });
     const now = values[at] === null ? "" : format(values[at]);
-    return el("figure", { class: "inspect-chart" }, el("figcaption", {}, `${title} `, el("b", {}, now)), picture);
+    const limit = line ? el("span", { class: "inspect-limit" }, line.text) : null;
+    return el("figure", { class: "inspect-chart" }, el("figcaption", {}, `${title} `, el("b", {}, now), limit), picture);
   }
 
   const short = (value, format) => (format === String ? String(Math.round(value)) : format(value).replace(/\.\d+ /, " "));
@@ -68,9 +74,9 @@
 
   /** What the marks and lines of the picture mean at this step. */
   function legend(it, heads, [gone, going]) {
-    const bar = (name) => el("span", { class: "inspect-key" }, `${name}: 0 `,
-      el("span", { class: "inspect-bar", style: { background: `linear-gradient(to right, ${SHADES.map(colour).join(", ")})` } }),
-      " 1");
+    const strip = (low, high) => el("span", { class: "inspect-bar", style: {
+      background: `linear-gradient(to right, ${SHADES.map((at) => colour(low + at * (high - low))).join(", ")})` } });
+    const bar = (name) => el("span", { class: "inspect-key" }, `${name}: 0 `, strip(0, 1), " 1");
     const key = (sign, css, text) => el("span", { class: "inspect-key" },
       el("i", { style: { color: css }, "aria-hidden": "true" }, sign), text);
     const made = [];
@@ -84,7 +90,10 @@
     const { least, name } = it.values(0);
     const names = { left: "points, by the layer they left after", matched: "points, by probability of a match",
       best: "points, by score of the nearest" };
-    made.push(bar(names[name] || `points, by ${name}`));
+    const text = names[name] || `points, by ${name}`;
+    if (name === "confidence") made.push(el("span", { class: "inspect-key" }, `${text}: 0 `, strip(0, UNSURE),
+      ` ${share(least)} `, strip(SURE, 1), " 1"));
+    else made.push(bar(text));
     const asked = it.colours.value === "confidence" && name === "matchability";
     if (asked) made.push(key("", "", "the last layer asks for no confidence: matchability is shown"));
     if (least !== null) made.push(key("●", "var(--ink)", `${share(least)} or more`), key("○", "var(--ink)", "less"));
@@ -97,14 +106,29 @@
     const { steps, width_confidence: width, exit_share: depth, kind } = it.trace;
     const partner = it.partner(it.payload.matches, view, index);
     const end = partner ? `In the end it matches keypoint ${partner.index} with a score of ${share(partner.score)}.`
-      : "In the end it has no match.";
+      : "In the end it has no match";
     const left = it.left[view][index];
-    if (kind !== "lightglue" || !left) return end;
+    if (partner) return end;
+    if (kind !== "lightglue" || !left) return `${end}: ${reason(it, view, index)}.`;
     const step = steps[left - 1];
     const sure = depth === null ? "" : `was sure (confidence ${share(it.of(step.confidence[view])[index])}, more than `
       + `${share(step.threshold)}) and `;
     return `It left after layer ${left}: it ${sure}has no partner (matchability `
-      + `${share(it.of(step.matchability[view])[index])}, at most ${share(1 - width)}). ${end}`;
+      + `${share(it.of(step.matchability[view])[index])}, at most ${share(1 - width)}).`;
+  }
+
+  /** Why a keypoint that stayed to the end has no match. */
+  function reason(it, view, index) {
+    const last = it.trace.steps.length - 1;
+    const [best] = it.alternatives(last, view, index).found;
+    if (!best || it.trace.ended === "pruned") return "nobody was left to match";
+    const [rival] = it.alternatives(last, 1 - view, best.index).found;
+    if (rival && rival.index !== index)
+      return `its best, keypoint ${best.index}, fits keypoint ${rival.index} better (${share(rival.probability)} against `
+        + `${share(best.probability)})`;
+    if (it.trace.kind === "nearest") return "a test of the matcher (ratio or distance) refuses its best";
+    return `the score of its best, keypoint ${best.index}, is ${share(best.probability)}, not over `
+      + `${share(it.trace.filter_threshold)}`;
   }
 
   /** Everything about the chosen keypoint, part by part. */
@@ -130,12 +154,12 @@
     const what = it.trace.kind === "nearest" ? "score" : "probability";
     const meter = (value) => [el("meter", { min: 0, max: 1, value, "aria-hidden": "true" }), ` ${share(value)}`];
     const rows = found.map((one) => ({
-      cells: [el("button", { type: "button", onclick: () => it.select(1 - view, one.index) }, `keypoint ${one.index}`),
-        meter(one.probability), partner && partner.index === one.index ? "matched" : ""],
+      cells: [[el("button", { type: "button", onclick: () => it.select(1 - view, one.index) }, `keypoint ${one.index}`),
+        partner && partner.index === one.index ? " matched" : ""], meter(one.probability)],
     }));
-    if (unmatched === unmatched) rows.push({ cells: ["no partner", meter(unmatched), ""] });
+    if (unmatched === unmatched) rows.push({ cells: ["no partner", meter(unmatched)] });
     if (!rows.length) return el("p", { class: "note" }, "It is in no assignment here.");
-    return table([`in ${it.names[1 - view]}`, what, ""], rows, "What it might match here");
+    return table([`in ${it.names[1 - view]}`, what], rows, "What it might match here");
   }
 
   /** What of the chosen keypoint is drawn; made once, so that it keeps the focus. */
@@ -144,7 +168,7 @@
       type: "checkbox", checked: it.shown[name], onchange: (event) => it.show(name, event.target.checked) }), ` ${text}`);
     const attention = it.trace.attention;
     const heads = attention ? attention[0].views[0].index.shape[1] : 0;
-    const select = el("select", { onchange: (event) => it.showHead(Number(event.target.value)) },
+    const select = el("select", { "aria-label": "Head", onchange: (event) => it.showHead(Number(event.target.value)) },
       [-1, ...Array(heads).keys()].map((head) => el("option", { value: head }, head < 0 ? "all" : `${head + 1}`)));
     return [
       attention ? el("h4", {}, "Where it looks") : null,
@@ -187,5 +211,5 @@
     return table(heads, rows, "Step by step");
   }
 
-  Isinglass.inspecting = { lineChart, percent, share, legend, controls, story };
+  Isinglass.inspecting = { lineChart, percent, share, shade, legend, controls, story };
 })();

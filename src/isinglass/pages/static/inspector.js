@@ -2,10 +2,12 @@
 "use strict";
 (() => {
   const { el, unpack, colour } = Isinglass;
-  const { lineChart, percent, share, legend, controls, story } = Isinglass.inspecting;
+  const { lineChart, percent, share, shade, legend, controls, story } = Isinglass.inspecting;
   const NONE = 65535; // no keypoint
   const [GONE, GOING] = ["#8b96a3", "#ff4d4d"];
   const HEADS = ["#ffb000", "#35e0dc", "#ff6ec7", "#9be86a", "#86a8ff", "#ff8a5c", "#d3b8ff", "#f2f26b"]; // on photos
+  const LEAST = 0.002; // probability of alternatives that are drawn
+  const MANY = 150; // matches, from which on lines are faint where points are drawn
   const LINES = { all: "all", new: "new at this step", lost: "given up later", none: "none" };
   const COLOURS = {
     lightglue: { confidence: "confidence", matchability: "matchability", left: "when they left" },
@@ -20,9 +22,10 @@
 
     constructor(container, payload) {
       Object.assign(this, { payload, trace: payload.trace, step: Math.max(0, payload.trace.steps.length - 1) });
-      Object.assign(this, { chosen: null, unit: 0, head: -1, shown: { self: true, cross: true, alternatives: true } });
+      Object.assign(this, { chosen: null, head: -1, shown: { self: true, cross: true, alternatives: true } });
       this.names = payload.views.map((view) => view.name);
       this.counts = payload.keypoints.map((packed) => packed.shape[0]);
+      this.unit = Math.max(0, (this.trace.attention || []).length - 1); // of SuperGlue
       this.left = this.#lefts();
       this.final = new Set(this.pairs(payload.matches.pairs).map(String));
       this.container = el("div", { class: "inspector" });
@@ -150,17 +153,17 @@
       const options = el("div", { class: "inspect-options" },
         this.lines.label, this.colours.label, this.mode.label, this.#picker());
       if (kind === "superglue" && attention)
-        this.units_range = this.#range("Layer", attention.length, 0, (value) => {
+        this.units_range = this.#range("Layer", attention.length, this.unit, (value) => {
           this.unit = value;
           this.#update();
         }, "inspect-unit");
-      this.container.append(this.slider.row, this.said, options, holder, this.legend,
-        el("div", { class: "inspect-panels" }, this.#buildPanel(), this.charts));
+      this.panels = el("div", { class: "inspect-panels" }, this.#buildPanel(), this.charts);
+      this.container.append(this.slider.row, this.said, options, holder, this.legend, this.panels);
     }
 
     #range(what, count, value, act, id) {
       const input = el("input", { type: "range", id, min: 0, max: Math.max(0, count - 1), step: 1, value });
-      const text = el("output", { for: id });
+      const text = el("span", { class: "inspect-at", "aria-hidden": "true" }); // the slider says it aloud
       const move = (by) => act(Math.min(count - 1, Math.max(0, Number(input.value) + by)));
       const button = (by, name, sign) => el("button", { type: "button", "aria-label": name, onclick: () => move(by) }, sign);
       input.addEventListener("input", () => act(Number(input.value)));
@@ -268,7 +271,7 @@
         pairs: Int32Array.from(this.rows.flatMap((row) => pairs[row])),
         values: Float32Array.from(this.rows, (row) => scores[row]),
         dashed: Uint8Array.from(this.rows, (row) => (this.final.has(String(pairs[row])) ? 0 : 1)),
-      }, { lines: true, points: false });
+      }, { lines: true, points: false, opacity: this.rows.length > MANY && this.colours.value !== "none" ? 0.3 : 0.85 });
     }
 
     #drawPoints() {
@@ -279,11 +282,12 @@
     }
 
     #marks(view) {
-      const { data, least } = this.values(view);
+      const { data, least, name } = this.values(view);
       return Array.from(data, (value, index) => {
         if (this.isGone(view, index, this.step)) return { index, colour: GONE, shape: "cross", size: 3 };
         if (this.isGone(view, index, this.step + 1)) return { index, colour: GOING, shape: "cross", size: 4 };
-        return { index, colour: colour(value), shape: least !== null && value < least ? "ring" : "disc", size: 3.2 };
+        const css = colour(name === "confidence" ? shade(value, least) : value);
+        return { index, colour: css, shape: least !== null && value < least ? "ring" : "disc", size: 3.2 };
       });
     }
 
@@ -302,7 +306,7 @@
         }
       }
       if (this.shown.alternatives)
-        for (const one of this.alternatives(this.step, view, index).found)
+        for (const one of this.alternatives(this.step, view, index).found.filter((other) => other.probability > LEAST))
           marks[1 - view].push({ index: one.index, colour: colour(one.probability), shape: "ring", size: 7 });
       this.view.setRays(rays);
       [0, 1].forEach((one) => this.view.setPoints(one, marks[one]));
@@ -323,30 +327,40 @@
       const { steps, exit_share: alpha, kind } = this.trace;
       const names = steps.map((step) => step.name.replace(/^\w+ /, ""));
       const pick = (place) => this.goTo(place);
-      const chart = (title, series, more = {}) =>
-        lineChart({ title, series, names, at: this.step, pick, xlabel: steps[0].name.replace(/ .*/, ""), ...more });
+      const chart = (title, values, more = {}) =>
+        lineChart({ title, values, names, at: this.step, pick, xlabel: steps[0].name.replace(/ .*/, ""), ...more });
       const made = [];
       if (kind === "lightglue") {
-        const line = alpha === null ? null : { value: alpha, text: `more than ${percent(alpha)}: stop` };
-        made.push(chart("Share of points that are sure", [{ values: steps.map((one) => one.confident_share) }],
+        const line = alpha === null ? null : { value: alpha, text: `over ${percent(alpha)} ends it` };
+        made.push(chart("Share of points that are sure", steps.map((one) => one.confident_share),
           { top: 1, line, format: percent }));
         const left = steps.map((_, i) => [0, 1].reduce((sum, view) =>
           sum + this.left[view].reduce((count, at) => count + (at === 0 || at > i), 0), 0));
-        made.push(chart("Points that are still there", [{ values: left }], { top: this.counts[0] + this.counts[1] }));
+        made.push(chart("Points in the layer", left, { top: this.counts[0] + this.counts[1] }));
       }
       if (kind === "superglue")
-        made.push(chart("Probability out of place", [{ values: steps.map((one) => one.marginal_error) }],
+        made.push(chart("Probability out of place", steps.map((one) => one.marginal_error),
           { format: percent }));
-      if (steps.length > 1) made.push(chart("Matches", [{ values: steps.map((one) => one.pairs.shape[0]) }]));
+      if (steps.length > 1) made.push(chart("Matches", steps.map((one) => one.pairs.shape[0])));
       this.charts.replaceChildren(...made);
     }
 
     #drawPanel() {
       if (this.units_range) this.units_range.show(this.unit, this.trace.attention[this.unit].name);
+      this.panels.classList.toggle("one", this.chosen !== null);
       this.help.hidden = this.chosen !== null;
       this.story.hidden = this.chosen === null;
       if (!this.chosen) return;
       for (const [name, made] of Object.entries(story(this))) this.parts[name].replaceChildren(...made);
+    }
+
+    #zoom() {
+      const { view, index } = this.chosen;
+      this.view.fit();
+      const at = this.view.place(view, index);
+      this.view.zoomBy(4, ...at);
+      this.view.panBy(this.view.width / 2 - at[0], this.view.height / 2 - at[1]);
+      this.view.container.scrollIntoView({ block: "nearest" });
     }
 
     /** The parts of the panel; what is in the first four changes, the rest stays. */
@@ -356,14 +370,16 @@
       this.help = el("p", { class: "note" }, "Click a keypoint in a photo, or give its number, to see where it looks, "
         + "what it might match, and when and why it left.");
       const all = el("button", { type: "button", onclick: () => this.select(0, null) }, "Show all keypoints");
-      this.story = el("div", { hidden: true }, head, all, row, controls(this),
+      const near = el("button", { type: "button", onclick: () => this.#zoom() }, "Zoom in on it");
+      const buttons = el("div", { class: "inspect-options" }, all, near);
+      this.story = el("div", { hidden: true }, head, buttons, row, controls(this),
         el("details", {}, el("summary", {}, "Attention in numbers"), weights), history);
       return el("section", { class: "inspect-panel", "aria-label": "One keypoint" }, this.help, this.story);
     }
   }
 
   function choice(name, texts, act) {
-    const select = el("select", {}, Object.entries(texts).map(([value, text]) => el("option", { value }, text)));
+    const select = el("select", { "aria-label": name }, Object.entries(texts).map(([value, text]) => el("option", { value }, text)));
     select.addEventListener("change", () => act(select.value));
     return { label: el("label", {}, `${name} `, select), get value() { return select.value; } };
   }
