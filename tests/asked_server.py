@@ -12,6 +12,7 @@ import numpy as np
 import requests
 from PIL import Image, ImageDraw
 
+import isinglass
 from isinglass.app.serve import listen
 from isinglass.app.settings import Settings
 
@@ -89,7 +90,7 @@ def drawing(seed=0, size=(320, 240)):
     rng = np.random.default_rng(seed)
     image = Image.new("RGB", size, tuple(rng.integers(120, 256, 3).tolist()))
     pen = ImageDraw.Draw(image)
-    for _ in range(90):
+    for _ in range(90 * size[0] * size[1] // (320 * 240)):
         x, y = rng.uniform((0, 0), size)
         a, b = rng.uniform(4, 30, 2)
         colour = tuple(rng.integers(0, 256, 3).tolist())
@@ -104,6 +105,13 @@ def photos(seed=0):
     first = drawing(seed)
     second = first.rotate(5, Image.Resampling.BICUBIC, translate=(12, 7))
     return encoded(first), encoded(second)
+
+
+def expect(seed=0, **options):
+    """What Python gives for both photos of a seed."""
+    images = [Image.open(io.BytesIO(content)) for content in photos(seed)]
+    numbers = {"max_keypoints": 256, "resize": 320}
+    return isinglass.match(*images, **{**SMALL, **numbers, "device": "cpu", **options})
 
 
 def encoded(image, form="PNG", **options):

@@ -71,11 +71,11 @@ def listen(settings: Settings, *, video: str | None = None, reference: Path | No
 
 def _server(settings: Settings, video: str | None, reference: Path | None) -> Any:
     try:
-        import multipart  # noqa: F401
+        import python_multipart  # noqa: F401
 
         from isinglass.app.server import Server
     except ModuleNotFoundError as error:
-        package = {"multipart": "python-multipart"}.get(error.name or "", error.name or "fastapi")
+        package = {"python_multipart": "python-multipart"}.get(error.name or "", error.name or "fastapi")
         raise MissingExtra(package, "app") from error
     source = None if video is None else VideoSource(video)
     return Server(settings, source, None if reference is None else _reference(reference, settings))

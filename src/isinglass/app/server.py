@@ -203,8 +203,14 @@ class Server:
         return {"source": source, "reference": reference, "defaults": LIVE_DEFAULTS}
 
     async def _task(self, request: Request, *, plain: bool) -> tuple[Any, int]:
-        async with request.form(max_files=4, max_fields=MOST_FIELDS) as form:
+        try:
+            form = await request.form(max_files=4, max_fields=MOST_FIELDS)
+        except HTTPException as error:
+            raise Refused(f"the form cannot be read ({error.detail}); expected multipart/form-data", 422) from error
+        try:
             return await read_task(form, self.forms.match if plain else self.forms.job, self.settings, self.jobs)
+        finally:
+            await form.close()
 
     def _submit(self, work: Work) -> Job:
         try:
