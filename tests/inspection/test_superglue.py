@@ -6,6 +6,7 @@ import torch
 from isinglass import Pipeline
 from isinglass.errors import InputError
 from isinglass.inspection import trace
+from isinglass.inspection.payload import unpack
 from isinglass.inspection.superglue import shown_iterations
 from isinglass.matchers.nearest import Nearest, NearestConfig
 from isinglass.matchers.superglue import SuperGlue, SuperGlueConfig
@@ -140,3 +141,10 @@ def test_another_matcher_is_refused():
 
     with pytest.raises(InputError, match="'other' cannot be inspected"):
         trace(Other(), *make_pair(5, 5))
+
+
+def test_pages_number_so_many_keypoints():
+    pair = make_features(65535, channels=2), make_features(1, channels=2, seed=1)
+    assert unpack(trace(Nearest(), *pair).payload()["alternatives"][0]["views"][1]["index"]).max() < 65535
+    with pytest.raises(InputError, match="65536 keypoints"):
+        trace(Nearest(), pair[1], make_features(65536, channels=2)).payload()

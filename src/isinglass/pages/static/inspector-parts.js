@@ -6,7 +6,8 @@
   const SHADES = [0, 0.25, 0.5, 0.75, 1];
   const [WIDE, HIGH, LEFT, RIGHT, TOP, BOTTOM] = [360, 158, 44, 12, 12, 30]; // of a chart
 
-  const percent = (value) => `${(100 * value).toFixed(value > 0 && value < 0.0995 ? 2 : 1)} %`;
+  const percent = (value) => (value > 0 && value < 0.0001 ? "<\u00a00.01\u00a0%"
+    : `${(100 * value).toFixed(value > 0 && value < 0.0995 ? 2 : 1)}\u00a0%`);
   const share = (value) => (value !== value ? "–" : value > 0 && value < 0.0001 ? "< 0.0001"
     : value.toFixed(value > 0 && value < 0.0995 ? 4 : 2));
 
@@ -62,7 +63,7 @@
     return el("figure", { class: "inspect-chart" }, el("figcaption", {}, `${title} `, el("b", {}, now), limit), picture);
   }
 
-  const short = (value, format) => (format === String ? String(Math.round(value)) : format(value).replace(/\.\d+ /, " "));
+  const short = (value, format) => (format === String ? String(Math.round(value)) : format(value).replace(/\.\d+/, ""));
 
   function table(heads, rows, caption) {
     return el("div", { class: "inspect-scroll", tabindex: "0", role: "region", "aria-label": caption },
@@ -120,8 +121,9 @@
   /** Why a keypoint that stayed to the end has no match. */
   function reason(it, view, index) {
     const last = it.trace.steps.length - 1;
-    const [best] = it.alternatives(last, view, index).found;
+    const { found: [best], unmatched } = it.alternatives(last, view, index);
     if (!best || it.trace.ended === "pruned") return "nobody was left to match";
+    if (unmatched > 0.5) return `that it has no partner is likeliest (${share(unmatched)})`;
     const [rival] = it.alternatives(last, 1 - view, best.index).found;
     if (rival && rival.index !== index)
       return `its best, keypoint ${best.index}, fits keypoint ${rival.index} better (${share(rival.probability)} against `
