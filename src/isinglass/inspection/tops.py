@@ -27,7 +27,7 @@ def alternatives_of(
 ) -> Alternatives:
     """The `most` best partners of each keypoint in an assignment of the points at `places`; `unmatched` is of those."""
     index, probability, none = [], [], []
-    for view, rows in enumerate((assignment_MN, assignment_MN.T)):
+    for view, rows in enumerate((assignment_MN, assignment_MN.T.contiguous())):
         here, there = places[view], places[1 - view]
         best, best_index = _largest(rows, there, most)
         index.append(scattered(best_index, here, counts[view], -1))
