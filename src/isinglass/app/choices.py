@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from dataclasses import asdict
@@ -105,5 +106,7 @@ def _available(one: Record) -> bool:
     return licence_accepted(one) and (is_present(one.name) or not offline)
 
 
+@functools.cache
 def _opencv() -> bool:
+    """Asked before anything imports it: while that is under way the answer is an error."""
     return importlib.util.find_spec("cv2") is not None

@@ -94,6 +94,7 @@ def _encoded(image: Image.Image) -> bytes:
     return content.getvalue()
 
 
+@functools.cache
 def _skimage() -> bool:
     return importlib.util.find_spec("skimage") is not None
 

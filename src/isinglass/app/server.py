@@ -11,6 +11,7 @@ from importlib.resources.abc import Traversable
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Path, Request, WebSocket
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
@@ -48,6 +49,8 @@ class Server:
 
     def __init__(self, settings: Settings, video: VideoSource | None = None, reference: Upload | None = None) -> None:
         self.settings, self.video, self.reference = settings, video, reference
+        choices(settings.limits)  # what is installed is asked here, before anything imports it
+        examples.names()
         self.jobs = Jobs(settings.limits)
         self.pipelines = Pipelines(settings.limits.models)
         self.forms = make_forms(settings.limits)
@@ -63,6 +66,8 @@ class Server:
         )
         self.api.add_exception_handler(Refused, _refused)
         self.api.add_exception_handler(HTTPException, _http_error)
+        self.api.add_exception_handler(RequestValidationError, _wrong_request)
+        self.api.add_exception_handler(Exception, _failed)
         self._add_pages()
         self._add_match()
         self._add_jobs()
@@ -134,7 +139,7 @@ class Server:
                 raise Refused(message_of(error), status_of(error)) from error
 
     def _add_jobs(self) -> None:
-        api, missing = self.api, _problems(404)
+        api, missing = self.api, _problems(404, 422)
 
         @api.post(
             "/jobs",
@@ -154,7 +159,7 @@ class Server:
         async def look(job_id: JobId) -> JobAnswer:
             return self._answer(self.jobs.get(job_id))
 
-        @api.delete("/jobs/{job_id}", summary="Cancel a job", responses=_problems(403, 404))
+        @api.delete("/jobs/{job_id}", summary="Cancel a job", responses=_problems(403, 404, 422))
         async def cancel(job_id: JobId) -> JobAnswer:
             job = self.jobs.get(job_id)
             self.jobs.cancel(job)
@@ -169,7 +174,7 @@ class Server:
         about = {"result": "What the page draws", "result.json": "The matches", "result.npz": "The matches as npz"}[
             path
         ]
-        responses = {**_problems(404, 409), 200: {"content": {kind: {}}}}
+        responses = {**_problems(404, 409, 422), 200: {"content": {kind: {}}}}
 
         @self.api.get(f"/jobs/{{job_id}}/{path}", summary=about, responses=responses, response_class=Response)
         async def result(job_id: JobId) -> Response:
@@ -270,4 +275,16 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return JSONResponse({"detail": error.detail}, error.status_code, headers=error.headers)
+    words = {404: f"there is no {request.url.path[:80]}; open /", 405: f"{request.method} is not for this path"}
+    detail = words.get(error.status_code, str(error.detail))
+    return JSONResponse({"detail": detail}, error.status_code, headers=error.headers)
+
+
+async def _wrong_request(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    said = "; ".join(f"{one['loc'][-1]}: {one['msg']}" for one in error.errors()[:3])
+    return JSONResponse({"detail": f"{said}; see /openapi.json for what is expected"}, 422)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    return JSONResponse({"detail": message_of(error)}, 500)
