@@ -46,7 +46,8 @@
     const startsWith = (prefix) => Object.fromEntries(Object.entries(values)
       .filter(([name]) => name.startsWith(prefix)).map(([name, value]) => [name.slice(prefix.length), value]));
     page.options.set(values);
-    page.other.set(Object.keys(startsWith("other_")).length ? startsWith("other_") : rival());
+    page.isRivalChosen = Object.keys(startsWith("other_")).length > 0;
+    page.other.set(page.isRivalChosen ? startsWith("other_") : rival());
     page.live.options.set(startsWith("live_"));
     show(TABS.includes(tab) ? tab : "match", false);
   }
@@ -59,7 +60,12 @@
 
   function listen() {
     part("setup").addEventListener("submit", (event) => { event.preventDefault(); start(); });
-    part("setup").addEventListener("change", () => { keep(); enable(); });
+    part("setup").addEventListener("change", ({ target }) => {
+      page.isRivalChosen ||= part("other-options").contains(target);
+      if (!page.isRivalChosen) page.other.set(rival());
+      keep();
+      enable();
+    });
     part("setup").addEventListener("photos-change", enable, true);
     part("photos").addEventListener("photos-change", () => { tell(""); enable(); });
     part("photos").addEventListener("photos-trouble", ({ detail }) => tell(detail.text));
@@ -99,8 +105,8 @@
     if (isKept) keep();
   }
 
-  const keep = () => writeAddress(page.tab,
-    { ...page.options.unusual(), ...page.other.unusual(), ...page.live.options.unusual() });
+  const keep = () => writeAddress(page.tab, { ...page.options.unusual(), ...page.live.options.unusual(),
+    ...(page.isRivalChosen ? page.other.unusual() : {}) });
 
   function enable() {
     const isLive = page.tab === "live";

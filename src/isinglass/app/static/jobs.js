@@ -21,7 +21,12 @@
   }
 
   const said = (detail) => (typeof detail === "string" ? detail : detail.map((one) => one.msg).join("; "));
-  const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+  /** With a capital, unless it begins with the name of a file or option, and a full stop. */
+  function sentence(text) {
+    const isName = /[._]/.test(text.split(" ")[0].replace(/[.:]$/, ""));
+    return (isName ? text[0] : text.charAt(0).toUpperCase()) + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+  }
+
 
   /**
    * Does the work of a form: `tell(job)` hears where it stands; `signal` cancels it. The result {id, payload}, or null

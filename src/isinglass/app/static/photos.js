@@ -112,17 +112,21 @@
     }
 
     async load(file) {
-      const most = this.photos.choices.limits?.file_bytes;
-      if (most && file.size > most) {
-        const [has, limit] = [file.size, most].map((bytes) => `${(bytes / 1e6).toFixed(0)} MB`);
-        this.photos.trouble(`${file.name} has ${has}; expected at most ${limit}. Save it as JPEG, or smaller.`);
-        return;
-      }
-      const image = el("img", { alt: file.name, src: URL.createObjectURL(file) });
+      const { file_bytes: most, pixels } = this.photos.choices.limits;
+      const refuse = (has, limit, remedy) =>
+        this.photos.trouble(`${file.name} has ${has}; expected at most ${limit}. ${remedy}.`);
+      const [has, limit] = [file.size, most].map((bytes) => `${(bytes / 1e6).toFixed(0)} MB`);
+      if (file.size > most) return refuse(has, limit, "Save it as JPEG, or smaller");
+      const image = el("img", { alt: file.name });
       const content = { file, mask: new Mask(), image, orientation: await orientationOf(file) };
       try {
-        await image.decode();
+        await loaded(image, URL.createObjectURL(file)); // its head: decoding comes after the check
         const size = [image.naturalWidth, image.naturalHeight];
+        if (size[0] * size[1] > pixels) {
+          URL.revokeObjectURL(image.src);
+          return refuse(size.join(" x ") + " px", `${pixels / 1e6} megapixels`, "Make it smaller");
+        }
+        await image.decode();
         content.inStored = content.orientation > 4 ? size.reverse() : size;
       } catch { content.image = null; } // TIFF, or no photo at all: the server will tell
       this.#forget();
@@ -182,6 +186,12 @@
       } catch (error) { this.photos.trouble(cameraTrouble(error)); }
     }
   }
+
+  const loaded = (image, source) => new Promise((done, failed) => {
+    image.addEventListener("load", done);
+    image.addEventListener("error", () => failed(new Error(`${image.alt} cannot be shown`)));
+    image.src = source;
+  });
 
   const kilobytes = (bytes) => `${Math.max(1, Math.round(bytes / 1000))} kB`;
 

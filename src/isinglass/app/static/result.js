@@ -80,8 +80,8 @@
       const show = (name) => (is) => { this.shown[name] = is; this.apply(); };
       const style = (name) => (is) => this.pair.setStyle({ [name]: is });
       return el("div", { class: "tools" }, this.modes, this.mix,
-        el("span", { class: "tool-label" }, "Colour by"),
-        segments("Colour by", colourings, this.by, (by) => { this.by = by; this.paint(); this.apply(); }),
+        el("span", { class: "labelled" }, "Colour by",
+          segments("Colour by", colourings, this.by, (by) => { this.by = by; this.paint(); this.apply(); })),
         this.inliers && check("agree", true, show("inliers"), "var(--inlier)"),
         this.inliers && check("disagree", true, show("outliers"), "var(--outlier)"),
         check("lines", true, style("lines")), check("keypoints", false, style("points")), this.unwarped);

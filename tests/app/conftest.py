@@ -1,0 +1,84 @@
+"""The app's server, a browser, and pages that must not fail."""
+
+import importlib.util
+import io
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+DESK = {"width": 1400, "height": 900}
+SHOTS = os.environ.get("ISINGLASS_SCREENSHOTS")  # a folder for the pictures of docs/app.md
+SHOT_BYTES = 190_000
+
+
+@pytest.fixture(scope="session")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("needs an installed Chromium")
+    if importlib.util.find_spec("playwright") is None:
+        pytest.skip("needs playwright, which the extra dev installs")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="session")
+def site():
+    """A server that all pages share; a `Client` of it."""
+    pytest.importorskip("fastapi", reason="needs FastAPI, which the extra app installs")
+    from asked_server import running
+
+    with running() as client:
+        yield client
+
+
+@pytest.fixture
+def visit(browser, site):
+    """Opens pages, each of its own user. Scripts that fail, and what comes from elsewhere, are failures of the test."""
+    contexts, problems = [], []
+
+    def open_one(viewport=DESK, **more):
+        context = browser.new_context(viewport=viewport, permissions=["clipboard-read", "clipboard-write"], **more)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("console", lambda message: problems.append(message.text) if "Policy" in message.text else None)
+        page.on("request", lambda request: problems.append(request.url) if _is_foreign(request.url, site) else None)
+        return page
+
+    yield open_one
+    for context in contexts:
+        context.close()
+    assert problems == []
+
+
+def _is_foreign(url, site):
+    return not url.startswith((site.address, site.address.replace("http", "ws", 1), "blob:", "data:", "about:"))
+
+
+@pytest.fixture
+def shoot():
+    """Keeps a picture of a page for the docs, where ISINGLASS_SCREENSHOTS says so."""
+
+    def keep(page, name, width=1000):
+        if SHOTS is None:
+            return
+        picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+        content = b""
+        while not content or len(content) > SHOT_BYTES:
+            size = width, round(width * picture.height / picture.width)
+            small = picture.resize(size, Image.Resampling.LANCZOS).quantize(160, dither=Image.Dither.NONE)
+            buffer = io.BytesIO()
+            small.save(buffer, "PNG", optimize=True)
+            content, width = buffer.getvalue(), round(width * 0.94)
+        (Path(SHOTS) / f"app-{name}.png").write_bytes(content)
+
+    return keep
