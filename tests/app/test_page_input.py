@@ -82,7 +82,7 @@ def test_examples(visit, site):
         until(lambda name=example["name"]: names(page) == [f"{name}-0.jpg", f"{name}-1.jpg"])
 
 
-def test_keypoints_stay_in_a_drawn_region(visit, site, shoot):
+def test_keypoints_stay_in_a_drawn_region(visit, site):
     page = opened(visit(), site)
     choose(page, *photos())
     page.get_by_text("Region", exact=True).first.click()
@@ -98,7 +98,6 @@ def test_keypoints_stay_in_a_drawn_region(visit, site, shoot):
     assert (everywhere < 0.15).any()
     page.get_by_text("Region (1)").click()
     page.get_by_text("Leave out").click()
-    shoot(page, "region")
     page.get_by_text("Done").click()
     press_run(page)
     places = keypoints(page, 0) / (320, 240)

@@ -65,6 +65,19 @@ def test_scores_are_filtered(visit, site):
     assert shown(page) == 0
 
 
+def test_colours_tell_of_agreement_score_or_place(visit, site):
+    page = matched(visit, site)
+    seen = {}
+    for name in ("agreement", "score", "place"):
+        page.locator("#panel-match .tools").get_by_text(name, exact=True).click()
+        page.mouse.move(5, 5)
+        seen[name] = pixels(page).astype(int)
+    for one, other in (("agreement", "score"), ("score", "place"), ("agreement", "place")):
+        assert (np.abs(seen[one] - seen[other]).max(axis=2) > 40).mean() > 0.005
+    page.locator("#panel-match").get_by_label("keypoints").check()
+    assert (np.abs(pixels(page).astype(int) - seen["place"]).max(axis=2) > 40).mean() > 0.002
+
+
 def test_a_match_under_the_pointer_tells_of_itself(visit, site):
     page = matched(visit, site)
     found = payload(page)
@@ -72,7 +85,7 @@ def test_a_match_under_the_pointer_tells_of_itself(visit, site):
     rows = np.argsort(found["scores"])[[0, -1]]
     for row in rows:
         page.mouse.move(*place_of(page, 0, found["pairs"][2 * row]))
-        until(lambda row=row: f"score {found['scores'][row]:.3f}" in tip.inner_text())
+        until(lambda row=row: f"score {found['scores'][row]:.3f}" in tip.inner_text() and tip.is_visible())
         assert f"keypoints {found['pairs'][2 * row]} and {found['pairs'][2 * row + 1]}" in tip.inner_text()
         verdict = "agrees" if found["inliers"][row] else "disagrees"
         assert f"{verdict} with the {found['model']['kind']}" in tip.inner_text()
@@ -219,7 +232,10 @@ def test_a_phone(visit, site, shoot):
     page.locator("#panel-match .pair-canvas").scroll_into_view_if_needed()
     page.wait_for_timeout(600)  # the page still rolls to the result
     page.touchscreen.tap(*place_of(page, 0, found["pairs"][0]))
-    until(lambda: "score" in page.locator("#panel-match .pair-tip").inner_text())
+    page.locator("#panel-match .pair-tip").wait_for()  # and it stays when the finger is gone
+    page.wait_for_timeout(300)
+    assert "score" in page.locator("#panel-match .pair-tip").inner_text()
+    assert page.locator("#panel-match .pair-tip").is_visible()
     shoot(page, "phone", width=390)
 
 

@@ -12,17 +12,22 @@ LIVE = {"live_extractor": "rootsift", "live_matcher": "lightglue-sift-small", "l
 LIVE["live_resize"] = 240
 
 
-def write_video(file, frames=40, size=(320, 240)):
-    """A drawing that moves to and fro."""
+def write_video(file, image=None, frames=40):
+    """A drawing, or an image, that moves to and fro."""
     cv2 = pytest.importorskip("cv2", reason="needs OpenCV")
-    wide = np.asarray(drawing(5, (400, 240)))
-    writer = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"VP80"), 15, size)
+    wide = np.asarray(drawing(5, (400, 240)) if image is None else image)
+    height, width = wide.shape[0], wide.shape[1] - 80
+    writer = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"VP80"), 15, (width, height))
     if not writer.isOpened():
         pytest.skip("this OpenCV writes no VP8")
     for k in range(frames):
         x = round(35 + 30 * np.sin(k / 6))
-        writer.write(np.ascontiguousarray(wide[:, x : x + 320, ::-1]))
+        writer.write(np.ascontiguousarray(wide[:, x : x + width, ::-1]))
     writer.release()
+
+
+def photo_of(motorcycle):
+    return Image.fromarray((motorcycle[0].permute(1, 2, 0) * 255).byte().numpy())
 
 
 def live_numbers(page):
@@ -54,9 +59,10 @@ def test_compare_tells_whose_each_match_is(visit, site, shoot):
     until(lambda: page.locator("#option-other_matcher").input_value() == "superglue-sift-small")
 
 
-def test_the_doctor_finds_a_blank_photo(visit, site, shoot):
+def test_the_doctor_finds_a_blank_photo(visit, site, shoot, motorcycle):
     page = opened(visit(), site, "doctor")
-    choose(page, photos()[0], encoded(Image.new("RGB", (320, 240), (90, 90, 90))))
+    blank = encoded(Image.new("RGB", (320, 240), (90, 90, 90)))
+    choose(page, ("motorcycle.png", encoded(photo_of(motorcycle))), ("blank.png", blank))
     press_run(page)
     assert "one colour" in page.locator(".verdict").inner_text()
     assert "problem" in page.locator(".verdict").get_attribute("class")
@@ -99,8 +105,8 @@ def test_a_camera_live(visit, site):
     until(lambda: not page.evaluate("Isinglass.page.live.isRunning"))
 
 
-def test_a_video_file_live(visit, site, tmp_path, shoot):
-    write_video(tmp_path / "moving.webm")
+def test_a_video_file_live(visit, site, tmp_path, shoot, motorcycle):
+    write_video(tmp_path / "moving.webm", photo_of(motorcycle).resize((560, 360)))
     page = opened(visit(), site, "live", **LIVE)
     page.get_by_text("Video file").click()
     page.locator("#run").click()

@@ -130,8 +130,9 @@
     if (wrong) return wrong.reportValidity();
     const running = (page.running = new AbortController());
     enable();
+    const tab = page.tab;
+    part(`panel-${tab}`).setAttribute("aria-busy", "true");
     try {
-      const tab = page.tab;
       const form = await filled(tab);
       if (running.signal.aborted) return;
       const found = await runJob(form, (job) => showProgress(part("progress"), job), running.signal);
@@ -140,6 +141,7 @@
       tell(String(error.message || error));
     } finally {
       page.running = null;
+      part(`panel-${tab}`).removeAttribute("aria-busy");
       showProgress(part("progress"), null);
       enable();
     }

@@ -175,7 +175,9 @@ globalThis.Isinglass = globalThis.Isinglass || {};
     };
     canvas.addEventListener("pointerup", up);
     canvas.addEventListener("pointercancel", up);
-    canvas.addEventListener("pointerleave", () => target.leave());
+    canvas.addEventListener("pointerleave", (event) => {
+      if (event.pointerType !== "touch") target.leave(); // a finger that is lifted leaves, too
+    });
     canvas.addEventListener("dblclick", () => target.fit());
     canvas.addEventListener("keydown", (event) => {
       if (event.ctrlKey || event.metaKey || event.altKey) return;
