@@ -15,6 +15,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from isinglass.app.memory import give_back
 from isinglass.app.pipelines import Tell
 from isinglass.app.settings import Limits
 from isinglass.app.uploads import Refused
@@ -206,6 +207,7 @@ class Jobs:
             _answer(*call)
         elif self._running is not None:
             self._do(self._running)
+            give_back()
         return True
 
     def _do(self, job: Job) -> None:

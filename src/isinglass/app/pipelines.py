@@ -84,4 +84,9 @@ class _Told:
         return getattr(self._extractor, name)
 
 
-_STEPS = {"read": "reading the photos", "extract": "extracting", "match": "matching"}
+_STEPS = {
+    "read": "reading the photos",
+    "extract": "extracting",
+    "match": "matching",
+    "geometry": "looking for a geometry",
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +42,8 @@ def serve(
     server = listen(settings, video=video, reference=reference)
     if started is not None:
         started(server.address)
-    server.run()
+    with contextlib.suppress(KeyboardInterrupt):  # which uvicorn raises again when it is done
+        server.run()
 
 
 def listen(settings: Settings, *, video: str | None = None, reference: Path | None = None) -> Listening:

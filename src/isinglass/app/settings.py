@@ -37,7 +37,7 @@ class Limits:
     waiting: int = 32
     waiting_bytes: int = 256_000_000
     results: int = 32
-    results_bytes: int = 192_000_000
+    results_bytes: int = 128_000_000
     keep_s: float = 900.0
     models: int = 3
     live: int = 4

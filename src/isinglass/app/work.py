@@ -23,7 +23,7 @@ from isinglass.pipeline import MatchResult
 
 Kind = Literal["match", "inspect", "compare", "doctor"]
 Geometry = Literal["none", "auto", "homography", "fundamental"]
-STEPS = {"match": 8, "inspect": 10, "compare": 14, "doctor": 0}  # that are told of; the doctor's depend on the pair
+STEPS = {"match": 11, "inspect": 12, "compare": 20, "doctor": 0}  # that are told of; the doctor's depend on the pair
 FEW = 15  # matches, or inliers, that prove nothing
 
 
@@ -104,14 +104,13 @@ class Found:
 def _matched(task: Task, images: Images, options: Options, pipelines: Pipelines, tell: Tell) -> Found:
     pipeline = pipelines.of(options, tell)
     result = pipeline.match(*images.photos, mask0=images.masks[0], mask1=images.masks[1])
-    return _verified(task, pipeline, result, tell)
+    return _verified(task, pipeline, result)
 
 
-def _verified(task: Task, pipeline: StoppablePipeline, result: MatchResult, tell: Tell) -> Found:
+def _verified(task: Task, pipeline: StoppablePipeline, result: MatchResult) -> Found:
     layers = getattr(getattr(pipeline.matcher, "config", None), "layers", None)
     robust = None
     if task.geometry != "none":
-        tell("looking for a geometry")
         pipeline.timings_ms = {}
         with pipeline.timed("geometry"):
             robust = two_view(result, pipeline.options, task.geometry)
@@ -139,7 +138,7 @@ def _inspect(task: Task, images: Images, pipelines: Pipelines, tell: Tell) -> di
     result = pipeline.match(*images.photos, mask0=images.masks[0], mask1=images.masks[1])
     tell("tracing the matcher")
     seen = inspect_result(result, *images.photos, pipeline, names=_names(task))
-    found = _verified(task, pipeline, seen.result, tell)
+    found = _verified(task, pipeline, seen.result)
     tell("drawing")
     seen = replace(seen, result=found.result, robust=found.robust, masks=_mask_names(task))
     return _files(task, replace(found, options=seen.options), seen.payload())
