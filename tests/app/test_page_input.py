@@ -130,12 +130,12 @@ def test_regions_are_drawn_by_hand_and_by_keys(visit, site):
     assert ((places > 0.49) & (places < 0.92)).all()
 
 
-@pytest.mark.parametrize("orientation", [3, 6, 8])
-def test_regions_of_a_photo_that_is_turned_when_shown(visit, site, orientation):
+@pytest.mark.parametrize(("form", "orientation"), [("JPEG", 3), ("JPEG", 6), ("JPEG", 8), ("PNG", 6), ("WEBP", 6)])
+def test_regions_of_a_photo_that_is_turned_when_shown(visit, site, form, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     page = opened(visit(), site)
-    choose(page, ("turned.jpg", encoded(drawing(), "JPEG", quality=92, exif=exif)), photos()[1])
+    choose(page, ("turned.jpg", encoded(drawing(), form, quality=92, exif=exif)), photos()[1])
     page.get_by_text("Region", exact=True).first.click()
     drag(page, page.locator(".mask-canvas"), (0.02, 0.02), (0.45, 0.45))  # the top left as people see it
     page.get_by_text("Done").click()
@@ -143,6 +143,7 @@ def test_regions_of_a_photo_that_is_turned_when_shown(visit, site, orientation):
     assert trouble(page) == ""
     places = keypoints(page, 0) / (320, 240)
     at_right, at_bottom = {3: (True, True), 6: (False, True), 8: (True, False)}[orientation]
+    at_bottom &= form != "WEBP"  # which browsers show as stored
     assert len(places) > 5
     assert ((places[:, 0] > 0.5) == at_right).all()
     assert ((places[:, 1] > 0.5) == at_bottom).all()

@@ -68,6 +68,15 @@ def test_a_job_that_waits_is_cancelled(visit, site, gate, how):
     assert page.locator("#panel-match .readout").count() == 0
 
 
+def test_a_page_that_is_left_cancels_its_job(visit, site, gate):
+    page = opened(visit(), site)
+    choose(page, *photos())
+    page.locator("#run").click()
+    until(lambda: site.home.jobs.waiting == 2 and "before it" in progress(page))
+    page.goto("about:blank")
+    until(lambda: site.home.jobs.waiting == 1)
+
+
 def test_a_job_that_runs_is_cancelled(visit, site, monkeypatch):
     from isinglass.app import server
 

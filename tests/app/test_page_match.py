@@ -250,4 +250,8 @@ def test_dark_and_light(visit, site, shoot):
         page.mouse.move(*place_of(page, 0, row[120]))
         page.wait_for_timeout(200)
         shoot(page, f"match-{scheme}")
+    middle = pixels(page).shape[1] // 2  # the gap between the photos
+    before = pixels(page)[:, middle].astype(int)
+    page.emulate_media(color_scheme="dark")
+    until(lambda: bool(np.abs(pixels(page)[:, middle] - before).mean() > 100))
     assert colours == {"dark": "rgb(15, 19, 23)", "light": "rgb(246, 247, 249)"}

@@ -85,6 +85,11 @@ def test_the_inspector_is_in_the_page(visit, site, shoot):
     text = page.locator("#panel-inspect").inner_text()
     slider.press("Home")
     until(lambda: page.locator("#panel-inspect").inner_text() != text)
+    with page.expect_download() as download:
+        page.locator("#panel-inspect").get_by_role("button", name="PNG").click()
+    assert Image.open(download.value.path()).size[0] > 1400  # both photos
+    json = page.locator("#panel-inspect").get_by_role("link", name="JSON").get_attribute("href")
+    assert page.request.get(site.address + json).json()["matcher"] == "lightglue-sift-small"
     shoot(page, "inspect")
 
 

@@ -171,10 +171,12 @@
   }
 
   class InspectView {
-    constructor(container, { payload }) {
-      const inner = el("div");
-      container.replaceChildren(...Isinglass.notices(payload.notes), inner);
+    constructor(container, { id, payload }) {
+      const [inner, away] = [el("div"), el("div", { class: "under" })];
+      container.replaceChildren(...Isinglass.notices(payload.notes), inner, away);
       this.inspector = new Isinglass.Inspector(inner, payload);
+      away.append(el("section", {}, el("h3", {}, "Take it with you"),
+        Isinglass.takeAway(id, this.inspector.view, payload.code)));
     }
   }
 

@@ -47,7 +47,7 @@
         act(this.least);
       } });
       this.element = el("div", { class: "score-filter" }, this.canvas, this.slider, this.left);
-      matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
+      this.canvas.addEventListener("scheme-change", () => this.draw());
       requestAnimationFrame(() => this.draw());
     }
 

@@ -34,7 +34,13 @@
    */
   async function runJob(form, tell, signal) {
     const { id } = await ask("/jobs", { method: "POST", body: form });
-    const cancel = () => ask(`/jobs/${id}`, { method: "DELETE" }).catch(() => null);
+    const cancel = () => ask(`/jobs/${id}`, { method: "DELETE", keepalive: true }).catch(() => null);
+    const leaving = new AbortController();
+    window.addEventListener("pagehide", cancel, { signal: leaving.signal });
+    try { return await watch(id, cancel, tell, signal); } finally { leaving.abort(); }
+  }
+
+  async function watch(id, cancel, tell, signal) {
     for (let look = 0; ; look++) {
       if (signal.aborted) { await cancel(); return null; }
       const job = await ask(`/jobs/${id}`);

@@ -37,10 +37,20 @@
     return [...upright, [y, x], [y, 1 - x], [1 - y, 1 - x], [1 - y, x]][orientation - 1];
   }
 
-  /** EXIF's orientation of a JPEG, 1 to 8; 1 where there is none. */
+  /** EXIF's orientation, 1 to 8, of the kinds that browsers turn by it: JPEG and PNG; 1 where there is none. */
   async function orientationOf(file) {
     const view = new DataView(await file.slice(0, 256 * 1024).arrayBuffer());
-    if (view.byteLength < 4 || view.getUint16(0) !== 0xffd8) return 1;
+    if (view.byteLength < 16) return 1;
+    return view.getUint32(0) === 0x89504e47 ? inPng(view) : view.getUint16(0) === 0xffd8 ? inJpeg(view) : 1;
+  }
+
+  function inPng(view) {
+    for (let at = 8; at + 12 < view.byteLength; at += 12 + view.getUint32(at))
+      if (view.getUint32(at + 4) === 0x65584966) return exifOrientation(view, at + 8);
+    return 1;
+  }
+
+  function inJpeg(view) {
     for (let at = 2; at + 10 < view.byteLength && view.getUint8(at) === 0xff;) {
       const [marker, length] = [view.getUint8(at + 1), view.getUint16(at + 2)];
       if (marker === 0xe1 && view.getUint32(at + 4) === 0x45786966) return exifOrientation(view, at + 10);

@@ -62,6 +62,11 @@ globalThis.Isinglass = globalThis.Isinglass || {};
     return getComputedStyle(element).getPropertyValue(name).trim();
   }
 
+  // Canvases are told to draw again, so that nothing outlives its place in the page by listening itself.
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+    for (const canvas of document.querySelectorAll("canvas")) canvas.dispatchEvent(new Event("scheme-change"));
+  });
+
   const affine = (six) => [...six, 0, 0, 1];
 
   function times(a, b) {

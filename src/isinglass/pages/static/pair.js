@@ -36,7 +36,7 @@
       this.style = { lines: true, points: false, opacity: 0.85 };
       gestures(this.canvas, this);
       new ResizeObserver(() => this.#resize()).observe(container);
-      matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
+      this.canvas.addEventListener("scheme-change", () => this.draw());
     }
 
     /** Photos and keypoints of a payload; the promise ends when the photos are decoded. */
