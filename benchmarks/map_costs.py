@@ -84,7 +84,7 @@ def index(count):
     retrieval = Retrieval(Vocabulary(signature=None, words=np.zeros((1, REDUCED_TO), np.float32)))
     vectors = rng.standard_normal((count, REDUCED_TO), np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    retrieval._take([str(i) for i in range(count)], [""] * count, vectors.astype(np.float16))
+    retrieval._take([f"{i:09}" for i in range(count)], ["-"] * count, vectors.astype(np.float16))
     timer = Timer()
     retrieval._built()
     made = timer()

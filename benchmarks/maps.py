@@ -68,6 +68,12 @@ def ours(photos, folder, params, pipeline, mapper="hybrid"):
     return summary.seconds, models, {"pairs": summary.pairs, "verified": summary.verified}
 
 
+def truth_of(name, work):
+    """Camera centres, m."""
+    _, poses, _ = prepared(name, work)
+    return {image: (-pose[:3, :3].T @ pose[:3, 3]).tolist() for image, pose in poses.items()}
+
+
 def by_size(models):
     """Largest first."""
     return sorted(models, key=lambda one: -one.num_reg_images())
@@ -150,6 +156,7 @@ def of_model(model, poses):
         "track_length": model.compute_mean_track_length(),
         "reprojection_error_px": model.compute_mean_reprojection_error(),
         "camera": [float(value) for value in next(iter(model.cameras.values())).params],
+        "centres": dict(zip(names, (similarity * found).tolist(), strict=True)),
         "centre_errors_m": dict(zip(names, errors_m.tolist(), strict=True)),
         "rotation_errors_deg": dict(zip(names, angles_deg, strict=True)),
         "extent_m": float(np.linalg.norm(truth.max(axis=0) - truth.min(axis=0))),
@@ -186,6 +193,7 @@ def main(work, *names):
     stored = json.loads(RESULT.read_text()) if RESULT.is_file() else {"sets": {}}
     for name in names or CASES:
         stored["sets"][name] = measure(name, Path(work), pipeline)
+        stored.setdefault("truth", {})[name] = truth_of(name, Path(work))
         stored["machine"] = {
             **machine(),
             "load": os.getloadavg()[0],

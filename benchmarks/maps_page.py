@@ -34,17 +34,21 @@ def rows_of(results, name):
     return {} if found is None else found["sets"].get(name, {})
 
 
-def common(rows, label):
-    """The photos that both sides placed with the intrinsics of a label."""
-    intrinsics = label.rsplit(", ", 1)[1]
-    sides = (rows.get(f"{side}, {intrinsics}", {}).get("centre_errors_m", {}) for side in ("ours", "COLMAP"))
-    return set.intersection(*(set(side) for side in sides))
+def on_common(row, other, truth):
+    """Errors (cm) of the first row on the photos that both placed, aligned to the truth by these alone."""
+    import pycolmap
+
+    names = sorted(set(row.get("centres", ())) & set(other.get("centres", ())))
+    if len(names) < 3:
+        return {}
+    centres, given = (np.array([of[name] for name in names]) for of in (row["centres"], truth))
+    errors = np.linalg.norm(pycolmap.estimate_sim3d(centres, given) * centres - given, axis=1)
+    return dict(zip(names, 100 * errors, strict=True))
 
 
-def median_of(errors, names=None):
-    """Over all, or over some names."""
-    values = [value for name, value in errors.items() if names is None or name in names]
-    return float(np.median(values)) if values else float("nan")
+def median_of(errors):
+    """Over all."""
+    return float(np.median(list(errors.values()))) if errors else float("nan")
 
 
 def told_cm(errors):
@@ -52,7 +56,7 @@ def told_cm(errors):
     return f"{100 * median_of(errors):.1f}" if errors else "-"
 
 
-def against_colmap(rows):
+def against_colmap(rows, truth):
     """A row a side and kind of intrinsics."""
     titles = ["", "registered", "median centre error, cm", "90 %, cm", "median angle, deg", "points", "photos a point"]
     lines = [[*titles, "reprojection error, px", "focal length, px", "other models: photos (median, cm)"]]
@@ -61,8 +65,8 @@ def against_colmap(rows):
         if not row["registered"]:
             lines.append([label, share, *["-"] * 8])
             continue
-        errors, both = row["centre_errors_m"], common(rows, label)
-        centre = f"{100 * median_of(errors):.2f} ({100 * median_of(errors, both):.2f})"
+        errors, other = row["centre_errors_m"], rows.get(f"COLMAP, {label.rsplit(', ', 1)[1]}", {})
+        centre = f"{100 * median_of(errors):.2f} ({median_of(on_common(row, other, truth)):.2f})"
         lines.append(
             [
                 label.replace("ours", "Isinglass"),
@@ -80,7 +84,7 @@ def against_colmap(rows):
     return table(lines)
 
 
-def verdict(rows):
+def verdict(rows, truth):
     """The bars, and whether either mapper meets them."""
     theirs = rows.get("COLMAP, intrinsics found")
     lines = []
@@ -95,14 +99,14 @@ def verdict(rows):
         share = mine["registered"] / mine["photos"]
         medians = [median_of(row["centre_errors_m"]) for row in (mine, theirs)]
         met = "met" if share >= 0.95 and medians[0] < medians[1] else "missed"
-        both = sorted(set(mine["centre_errors_m"]) & set(theirs["centre_errors_m"]))
-        pairs = 100 * np.array([[row["centre_errors_m"][name] for name in both] for row in (mine, theirs)])
-        drawn = np.random.default_rng(0).integers(0, len(both), (5000, len(both)))
+        both = [on_common(*sides, truth) for sides in ((mine, theirs), (theirs, mine))]
+        pairs = np.array([list(errors.values()) for errors in both])
+        drawn = np.random.default_rng(0).integers(0, len(both[0]), (5000, len(both[0])))
         over = np.median(pairs[0][drawn], axis=1) - np.median(pairs[1][drawn], axis=1)
         low, high = np.percentile(over, [2.5, 97.5])
         lines.append(
             f"by the {title} mapper {met} ({100 * share:.0f} %, {100 * medians[0]:.2f} against "
-            f"{100 * medians[1]:.2f} cm; on the {len(both)} photos that both placed "
+            f"{100 * medians[1]:.2f} cm; on the {len(both[0])} photos that both placed "
             f"{low:+.2f} to {high:+.2f} cm over COLMAP's, 95 %)"
         )
     bar = "The bar, at least 95 % registered and a median centre error under that of COLMAP's own SIFT, is "
@@ -320,7 +324,9 @@ def tracking(results):
     for name, row in found["rows"].items():
         counts = [row["frames"], row["lost"], row["keyframes"], f"{row['tracks']:,}", f"{row['mean_track_length']:.1f}"]
         lines.append([name, row["matcher"], f"{row['frames_a_second']:.2f}", *counts])
-    about = f"{found['machine']['cpu']}, {found['machine']['cores']} cores (load {found['machine']['load']:.1f} at the end)"
+    about = (
+        f"{found['machine']['cpu']}, {found['machine']['cores']} cores (load {found['machine']['load']:.1f} at the end)"
+    )
     return f"On {about}:\n\n{table(lines)}"
 
 
@@ -338,7 +344,8 @@ def write(results):
     for name in SETS:
         rows = rows_of(results, name)
         row = next((one for one in rows.values() if one["registered"]), None)
-        sections[name] = against_colmap(rows) + verdict(rows) if rows else MISSING
+        truth = stored(results, "maps")["truth"][name] if rows else {}
+        sections[name] = against_colmap(rows, truth) + verdict(rows, truth) if rows else MISSING
         sections[f"{name}_photos"] = str(row["photos"]) if row else "-"
         sections[f"{name}_posed"] = (
             str(max(len(one.get("centre_errors_m", {})) for one in rows.values())) if row else "-"

@@ -43,8 +43,8 @@ def overlaps(name, work):
     case = CASES[name]()
     names = sorted(case["poses"])
     if not file.exists():
-        fx, fy, cx, cy = case["camera"][3]
-        camera = np.array([[fx, 0, cx - 0.5], [0, fy, cy - 0.5], [0, 0, 1]])
+        fx, fy, cx, cy = case["camera"][2]
+        camera = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
         images = []
         for image in names:
             photo, pose = case["photos"] / image, case["poses"][image]
