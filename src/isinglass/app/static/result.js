@@ -36,7 +36,8 @@
   function summary(payload) {
     const { matches, model } = payload;
     const count = matches.pairs.shape[0];
-    const share = model && count ? `, ${Math.round((100 * model.num_inliers) / count)} %` : "";
+    const percent = model && count ? (100 * model.num_inliers) / count : 0;
+    const share = percent ? `, ${percent.toFixed(percent > 99 && percent < 100 ? 1 : 0)} %` : "";
     return readout([
       [String(count), count === 1 ? "match" : "matches"],
       model && [String(model.num_inliers), `agree on a ${modelName(model)}${share}`],

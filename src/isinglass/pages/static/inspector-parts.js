@@ -51,7 +51,8 @@
       parts.push(svg("circle", { cx: x(place), cy: y(value), r: place === at ? 5 : 3 },
         svg("title", {}, `${xlabel} ${names[place]}: ${format(value)}`)));
     const told = known.map(([value, place]) => `${names[place]}: ${format(value)}`).join(", ");
-    const picture = svg("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, role: "img", "aria-label": `${title} by ${xlabel}. ${told}` },
+    const label = `${title} by ${xlabel}. ${told}`;
+    const picture = svg("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, role: "img", "aria-label": label },
       ...parts);
     picture.addEventListener("click", (event) => {
       const box = picture.getBoundingClientRect();
@@ -60,7 +61,8 @@
     });
     const now = values[at] === null ? "" : format(values[at]);
     const limit = line ? el("span", { class: "inspect-limit" }, line.text) : null;
-    return el("figure", { class: "inspect-chart" }, el("figcaption", {}, `${title} `, el("b", {}, now), limit), picture);
+    const caption = el("figcaption", {}, `${title} `, el("b", {}, now), limit);
+    return el("figure", { class: "inspect-chart" }, caption, picture);
   }
 
   const short = (value, format) => (format === String ? String(Math.round(value)) : format(value).replace(/\.\d+/, ""));
@@ -81,10 +83,12 @@
     const key = (sign, css, text) => el("span", { class: "inspect-key" },
       el("i", { style: { color: css }, "aria-hidden": "true" }, sign), text);
     const made = [];
-    if (it.lines.value !== "none") made.push(bar("matches, by score"), key("╌", "var(--muted)", "not a match in the end"));
+    if (it.lines.value !== "none")
+      made.push(bar("matches, by score"), key("╌", "var(--muted)", "not a match in the end"));
     if (it.chosen) {
       const found = it.units().length ? it.units()[0].views[0].index.shape[1] : 0;
-      for (let head = 0; head < found; head++) made.push(key("●", heads[head % heads.length], `attention of head ${head + 1}`));
+      for (let head = 0; head < found; head++)
+        made.push(key("●", heads[head % heads.length], `attention of head ${head + 1}`));
       return [...made, key("○", "var(--ink)", "what else it might match")];
     }
     if (it.colours.value === "none") return made;
@@ -97,7 +101,8 @@
     else made.push(bar(text));
     const asked = it.colours.value === "confidence" && name === "matchability";
     if (asked) made.push(key("", "", "the last layer asks for no confidence: matchability is shown"));
-    if (least !== null) made.push(key("●", "var(--ink)", `${share(least)} or more`), key("○", "var(--ink)", "less"));
+    if (least !== null)
+      made.push(key("●", "var(--ink)", `${share(least)} or more`), key("○", "var(--ink)", "less"));
     if (it.trace.kind === "lightglue") made.push(key("✕", going, "leaves here"), key("✕", gone, "left earlier"));
     return made;
   }
@@ -126,8 +131,8 @@
     if (unmatched > 0.5) return `that it has no partner is likeliest (${share(unmatched)})`;
     const [rival] = it.alternatives(last, 1 - view, best.index).found;
     if (rival && rival.index !== index)
-      return `its best, keypoint ${best.index}, fits keypoint ${rival.index} better (${share(rival.probability)} against `
-        + `${share(best.probability)})`;
+      return `its best, keypoint ${best.index}, fits keypoint ${rival.index} better `
+        + `(${share(rival.probability)} against ${share(best.probability)})`;
     if (it.trace.kind === "nearest") return "a test of the matcher (ratio or distance) refuses its best";
     return `the score of its best, keypoint ${best.index}, is ${share(best.probability)}, not over `
       + `${share(it.trace.filter_threshold)}`;
@@ -166,8 +171,10 @@
 
   /** What of the chosen keypoint is drawn; made once, so that it keeps the focus. */
   function controls(it) {
-    const box = (name, text) => el("label", {}, el("input", {
-      type: "checkbox", checked: it.shown[name], onchange: (event) => it.show(name, event.target.checked) }), ` ${text}`);
+    const box = (name, text) => {
+      const act = (event) => it.show(name, event.target.checked);
+      return el("label", {}, el("input", { type: "checkbox", checked: it.shown[name], onchange: act }), ` ${text}`);
+    };
     const attention = it.trace.attention;
     const heads = attention ? attention[0].views[0].index.shape[1] : 0;
     const select = el("select", { "aria-label": "Head", onchange: (event) => it.showHead(Number(event.target.value)) },
@@ -191,7 +198,8 @@
       const first = found.slice(0, 3).map((one) => `${one.index} (${percent(one.weight)})`).join(", ");
       return { cells: [unit.cross ? "cross" : "self", String(head + 1), first || "–", percent(sum)] };
     }));
-    return table(["", "head", "most on keypoints", `first ${most}`], rows, units.map((unit) => unit.name).join(" and "));
+    const names = units.map((unit) => unit.name).join(" and ");
+    return table(["", "head", "most on keypoints", `first ${most}`], rows, names);
   }
 
   function history(it, view, index) {
@@ -203,9 +211,10 @@
       const best = partner ? `${partner.index} (${share(partner.score)})` : "none";
       const name = step.name.replace(/^\w+ /, "");
       const value = (packed) => (packed ? share(it.of(packed[view])[index]) : "–");
-      const cells = kind === "superglue" ? [name, found.length ? share(found[0].probability) : "–", share(unmatched), best]
-        : [name, value(step.confidence), step.threshold === null ? "–" : share(step.threshold), value(step.matchability),
-          gone ? "gone" : best];
+      const cells = kind === "superglue"
+        ? [name, found.length ? share(found[0].probability) : "–", share(unmatched), best]
+        : [name, value(step.confidence), step.threshold === null ? "–" : share(step.threshold),
+          value(step.matchability), gone ? "gone" : best];
       return { cells, now: i === it.step, act: () => it.goTo(i) };
     });
     const heads = kind === "superglue" ? ["iteration", "best", "no partner", "match"]

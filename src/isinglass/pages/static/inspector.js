@@ -165,7 +165,8 @@
       const input = el("input", { type: "range", id, min: 0, max: Math.max(0, count - 1), step: 1, value });
       const text = el("span", { class: "inspect-at", "aria-hidden": "true" }); // the slider says it aloud
       const move = (by) => act(Math.min(count - 1, Math.max(0, Number(input.value) + by)));
-      const button = (by, name, sign) => el("button", { type: "button", "aria-label": name, onclick: () => move(by) }, sign);
+      const button = (by, name, sign) =>
+        el("button", { type: "button", "aria-label": name, onclick: () => move(by) }, sign);
       input.addEventListener("input", () => act(Number(input.value)));
       const show = (place, label) => {
         input.value = place;
@@ -248,7 +249,8 @@
       if (step.confident_share !== null) {
         const ask = trace.exit_share === null ? "nobody asks: this run is not adaptive in depth"
           : `to stop it takes more than ${percent(trace.exit_share)}`;
-        said.push(`${percent(step.confident_share)} of the points are sure (${share(step.threshold)} or more), ${ask}.`);
+        const sure = `${percent(step.confident_share)} of the points are sure`;
+        said.push(`${sure} (${share(step.threshold)} or more), ${ask}.`);
       }
       const gone = step.pruned.map((packed) => packed.shape[0]);
       if (gone[0] + gone[1]) said.push(`${gone[0]} + ${gone[1]} points leave after it.`);
@@ -267,11 +269,12 @@
         lost: (pair) => !this.final.has(String(pair)) }[this.lines.value];
       const own = (pair) => !this.chosen || pair[this.chosen.view] === this.chosen.index;
       this.rows = pairs.map((_, row) => row).filter((row) => kept(pairs[row]) && own(pairs[row]));
+      const isCrowded = this.rows.length > MANY && this.colours.value !== "none";
       this.view.setMatches({
         pairs: Int32Array.from(this.rows.flatMap((row) => pairs[row])),
         values: Float32Array.from(this.rows, (row) => scores[row]),
         dashed: Uint8Array.from(this.rows, (row) => (this.final.has(String(pairs[row])) ? 0 : 1)),
-      }, { lines: true, points: false, opacity: this.rows.length > MANY && this.colours.value !== "none" ? 0.3 : 0.85 });
+      }, { lines: true, points: false, opacity: isCrowded ? 0.3 : 0.85 });
     }
 
     #drawPoints() {
@@ -315,7 +318,8 @@
     #tip(row) {
       const step = this.trace.steps[this.step];
       const pair = this.pairs(step.pairs)[this.rows[row]];
-      const since = this.trace.steps.findIndex((one) => this.pairs(one.pairs).some((other) => `${other}` === `${pair}`));
+      const has = (one) => this.pairs(one.pairs).some((other) => `${other}` === `${pair}`);
+      const since = this.trace.steps.findIndex(has);
       const end = this.final.has(String(pair)) ? "" : "\nnot a match in the end";
       const first = this.trace.steps.length > 1 ? `\nfirst predicted at ${this.trace.steps[since].name}` : "";
       return `score ${share(this.of(step.scores)[this.rows[row]])}\nkeypoints ${pair[0]} and ${pair[1]}${first}${end}`;
@@ -379,7 +383,8 @@
   }
 
   function choice(name, texts, act) {
-    const select = el("select", { "aria-label": name }, Object.entries(texts).map(([value, text]) => el("option", { value }, text)));
+    const options = Object.entries(texts).map(([value, text]) => el("option", { value }, text));
+    const select = el("select", { "aria-label": name }, options);
     select.addEventListener("change", () => act(select.value));
     return { label: el("label", {}, `${name} `, select), get value() { return select.value; } };
   }
