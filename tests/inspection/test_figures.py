@@ -180,7 +180,7 @@ def test_names_cannot_end_the_script(motorcycle, tmp_path):
 
     pipeline = Pipeline(**SMALL, matcher="nearest")
     result = pipeline.match(tmp_path / "x", tmp_path / "y")
-    one = inspect_result(result, tmp_path / "x", tmp_path / "y", pipeline, names=(name, "b"))
+    one = inspect_result(result, (tmp_path / "x", tmp_path / "y"), pipeline, names=(name, "b"))
     text = write_report(one, tmp_path / "report.html").read_text("utf-8")
     assert "<script>alert" not in text
     assert "<!--" not in text

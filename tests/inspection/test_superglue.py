@@ -8,6 +8,7 @@ from isinglass.errors import InputError
 from isinglass.inspection import trace
 from isinglass.inspection.payload import unpack
 from isinglass.inspection.superglue import shown_iterations
+from isinglass.matchers.lightglue import LightGlue, LightGlueConfig
 from isinglass.matchers.nearest import Nearest, NearestConfig
 from isinglass.matchers.superglue import SuperGlue, SuperGlueConfig
 from isinglass.ops.assignment import log_sinkhorn
@@ -43,6 +44,22 @@ def test_the_end_is_that_of_match(counts):
     found = trace(model, *pair)
     assert_equal(found, model.match(*pair))
     assert found.ended == "layers"
+
+
+def test_a_trace_tells_of_its_steps_and_can_be_stopped():
+    model, pair, heard = random_model(sinkhorn_iterations=3), make_pair(20, 20), []
+    trace(model, *pair, tell=heard.append)
+    assert heard == [*(f"layer {i} of 4" for i in (1, 2, 3, 4)), *(f"iteration {i} of 3" for i in (1, 2, 3))]
+
+    def stop(step):
+        heard.append(step)
+        raise KeyboardInterrupt
+
+    for one in (model, LightGlue(LightGlueConfig(input_size=24, width=32, layers=3, heads=2))):
+        heard.clear()
+        with pytest.raises(KeyboardInterrupt):
+            trace(one, *pair, tell=stop)
+        assert heard == [f"layer 1 of {one.config.layers}"]
 
 
 def test_a_model_in_training_is_traced_as_it_matches():

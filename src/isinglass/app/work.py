@@ -137,7 +137,9 @@ def _inspect(task: Task, images: Images, pipelines: Pipelines, tell: Tell) -> di
     pipeline = pipelines.of(task.options, tell)
     result = pipeline.match(*images.photos, mask0=images.masks[0], mask1=images.masks[1])
     tell("tracing the matcher")
-    seen = inspect_result(result, *images.photos, pipeline, names=_names(task))
+    seen = inspect_result(
+        result, images.photos, pipeline, names=_names(task), tell=lambda step: tell(f"tracing, {step}")
+    )
     found = _verified(task, pipeline, seen.result)
     tell("drawing")
     seen = replace(seen, result=found.result, robust=found.robust, masks=_mask_names(task))

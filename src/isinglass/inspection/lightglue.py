@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from isinglass.inspection.record import Attention, Step, Trace, Views
+from isinglass.inspection.record import Attention, Step, Tell, Trace, Views
 from isinglass.inspection.tops import alternatives_of, attention_of, scattered
 from isinglass.matchers.lightglue import LightGlue
 from isinglass.matchers.lightglue_layers import Assignment, Layer
@@ -24,7 +24,7 @@ from isinglass.types import Features, Matches, check_pairs
 
 @torch.inference_mode()
 def trace_lightglue(
-    model: LightGlue, features0: Features, features1: Features, *, attention: int, alternatives: int
+    model: LightGlue, features0: Features, features1: Features, *, attention: int, alternatives: int, tell: Tell
 ) -> Trace:
     """The trace of one pair, in the precision of the weights; see `isinglass.inspection.trace`."""
     (pair,) = check_pairs(
@@ -35,6 +35,7 @@ def trace_lightglue(
     looked: list[Attention] = []
     said, ended = None, "empty" if points.is_over else "layers"
     for i in range(0 if points.is_over else len(model.layers)):
+        tell(f"layer {i + 1} of {len(model.layers)}")
         looked += points.attend(i, attention)
         said = _say(model, i, points)
         steps.append(_step(model, i, points, said, alternatives))

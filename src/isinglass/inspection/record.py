@@ -5,6 +5,7 @@ Legend: N keypoints of a view (those of two views are a tuple), M matches, H hea
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from isinglass.types import Matches
 
 NONE = 65535  # what a page reads as no keypoint
 Views = tuple[Tensor, Tensor]  # one tensor for each view
+Tell = Callable[[str], None]  # hears of each layer or iteration before it is computed, and may raise to stop there
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from isinglass.inspection.record import Attention, Step, Trace, Views
+from isinglass.inspection.record import Attention, Step, Tell, Trace, Views
 from isinglass.inspection.tops import alternatives_of, attention_of
 from isinglass.matchers.superglue import AttentionalPropagation, SuperGlue
 from isinglass.ops.assignment import mutual_matches
@@ -24,7 +24,7 @@ SHOWN = 12  # iterations of Sinkhorn at most
 
 @torch.inference_mode()
 def trace_superglue(
-    model: SuperGlue, features0: Features, features1: Features, *, attention: int, alternatives: int
+    model: SuperGlue, features0: Features, features1: Features, *, attention: int, alternatives: int, tell: Tell
 ) -> Trace:
     """The trace of one pair, in the precision of the weights; see `isinglass.inspection.trace`."""
     (pair,) = check_pairs(
@@ -37,10 +37,11 @@ def trace_superglue(
     if m and n:
         x_TD = x_TD + model.keypoint_encoder(position_T3)  # eq. 2
         places = torch.arange(m, device=x_TD.device), torch.arange(n, device=x_TD.device)
-        x_TD = _describe(model, x_TD, places, attention, looked)
+        x_TD = _describe(model, x_TD, places, looked, most=attention, tell=tell)
         f0_MD, f1_ND = model.final_projection(x_TD).split([m, n])  # eq. 6
         similarity_MN = f0_MD @ f1_ND.T / model.config.width**0.5  # eq. 7
         for number, log_assignment in _sinkhorn(model, similarity_MN):
+            tell(f"iteration {number} of {model.config.sinkhorn_iterations}")
             log_inner = log_assignment[None, :-1, :-1]
             indices, scores = mutual_matches(log_inner, model.config.filter_threshold)
             steps.append(_step(number, log_assignment, (indices[0], scores[0]), places, alternatives))
@@ -67,12 +68,15 @@ def shown_iterations(count: int, most: int = SHOWN) -> list[int]:
     return sorted({1, count, *(round(value) for value in spread.tolist())})
 
 
-def _describe(model: SuperGlue, x_TD: Tensor, places: Views, most: int, looked: list[Attention]) -> Tensor:
+def _describe(
+    model: SuperGlue, x_TD: Tensor, places: Views, looked: list[Attention], *, most: int, tell: Tell
+) -> Tensor:
     """States after all layers, eq. 3 to 5, by the running statistics; adds where they looked, unless `most` is 0."""
     lengths = len(places[0]), len(places[1])
     for i, layer in enumerate(model.layers):
         assert isinstance(layer, AttentionalPropagation)
         cross = i % 2 == 1
+        tell(f"layer {i + 1} of {len(model.layers)}")
         if most:
             query, key, _ = layer.qkv(x_TD).unflatten(-1, (3, layer.heads, -1)).unbind(-3)
             looked.append(attention_of(query, key, places, lengths, i + 1, cross=cross, most=most))

@@ -14,7 +14,7 @@ from isinglass.images import ImageSource
 from isinglass.inspection.lightglue import trace_lightglue
 from isinglass.inspection.nearest import trace_nearest
 from isinglass.inspection.payload import match_payload, pack, two_view
-from isinglass.inspection.record import Trace, check_tops
+from isinglass.inspection.record import Tell, Trace, check_tops
 from isinglass.inspection.superglue import trace_superglue
 from isinglass.matchers.lightglue import LightGlue
 from isinglass.matchers.nearest import Nearest
@@ -112,28 +112,32 @@ def inspect(
         None if mask0 is None else _name(mask0, "mask0.png"),
         None if mask1 is None else _name(mask1, "mask1.png"),
     )
-    return inspect_result(result, image0, image1, pipeline, masks=masks, attention=attention, alternatives=alternatives)
+    images = image0, image1
+    return inspect_result(result, images, pipeline, masks=masks, attention=attention, alternatives=alternatives)
 
 
 def inspect_result(
     result: MatchResult,
-    image0: ImageSource,
-    image1: ImageSource,
+    images: tuple[ImageSource, ImageSource],
     pipeline: Pipeline,
     *,
     names: tuple[str, str] | None = None,
     masks: tuple[str | None, str | None] = (None, None),
     attention: int = 8,
     alternatives: int = 5,
+    tell: Tell = lambda step: None,
 ) -> Inspection:
-    """Likewise, of what `pipeline` matched already; `names` and `masks` are what people call the photos and masks."""
+    """Likewise, of what `pipeline` matched already; `names` and `masks` are what people call the photos and masks.
+
+    tell  hears of each layer and iteration of the trace, and may raise to stop it
+    """
     start, features = time.perf_counter(), (result.features0, result.features1)
-    found = trace(pipeline.matcher, *features, attention=attention, alternatives=alternatives)
+    found = trace(pipeline.matcher, *features, attention=attention, alternatives=alternatives, tell=tell)
     timings_ms = {**result.timings_ms, "trace": (time.perf_counter() - start) * 1e3}
     result = replace(result, matches=found.matches, timings_ms=timings_ms)
     return Inspection(
-        images=(image0, image1),
-        names=names or (_name(image0, "first.png"), _name(image1, "second.png")),
+        images=images,
+        names=names or (_name(images[0], "first.png"), _name(images[1], "second.png")),
         result=result,
         trace=found,
         options=replace(pipeline.options, precision="float32"),
@@ -144,9 +148,15 @@ def inspect_result(
 
 
 def trace(
-    matcher: Matcher, features0: Features, features1: Features, *, attention: int = 8, alternatives: int = 5
+    matcher: Matcher,
+    features0: Features,
+    features1: Features,
+    *,
+    attention: int = 8,
+    alternatives: int = 5,
+    tell: Tell = lambda step: None,
 ) -> Trace:
-    """Trace one pair of features, each of one image; the options are as of `inspect`.
+    """Trace one pair of features, each of one image; the options are as of `inspect_result`.
 
     The run is that of `matcher.match` in the precision of the weights: the same exits, pruning and matches. It is
     computed again by the plain modules, which write down what they see, and so takes longer and holds (M, N)
@@ -154,12 +164,13 @@ def trace(
     """
     _check_traceable(matcher)
     check_tops(attention, alternatives)
+    views = features0, features1
     if isinstance(matcher, LightGlue):
-        return trace_lightglue(matcher, features0, features1, attention=attention, alternatives=alternatives)
+        return trace_lightglue(matcher, *views, attention=attention, alternatives=alternatives, tell=tell)
     if isinstance(matcher, SuperGlue):
-        return trace_superglue(matcher, features0, features1, attention=attention, alternatives=alternatives)
+        return trace_superglue(matcher, *views, attention=attention, alternatives=alternatives, tell=tell)
     assert isinstance(matcher, Nearest)
-    return trace_nearest(matcher, features0, features1, alternatives=alternatives)
+    return trace_nearest(matcher, *views, alternatives=alternatives)
 
 
 def _check_traceable(matcher: Matcher) -> None:
