@@ -188,6 +188,12 @@ def test_the_doctor_says_what_is_wrong(server):
     assert found["stages"]["keypoints0"] > 50
 
 
+def test_the_doctor_hears_of_masks(server):
+    hidden = encoded(Image.new("L", (320, 240)))
+    found = server.result(server.submit(photos(), [hidden, None], kind="doctor"))
+    assert (found["stages"]["keypoints0"], found["stages"]["lost_at"]) == (0, "detector")
+
+
 def test_a_doctors_job_has_no_matches_to_fetch(server):
     job = server.submit(photos(), kind="doctor")
     server.result(job)

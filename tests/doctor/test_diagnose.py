@@ -79,6 +79,18 @@ def test_a_good_pair_is_well(photos):
     assert stages.keypoints0 >= stages.candidates >= stages.matches >= (stages.inliers or 0) >= 30
 
 
+def test_only_what_masks_leave_is_diagnosed(photos):
+    pipeline = Pipeline(extractor="rootsift", matcher="nearest", ratio=0.8, resize=None, device="cpu")
+    whole = diagnose(photos[0], photos[1], pipeline=pipeline).stages
+    left = torch.zeros(photos[0].shape[1:])
+    left[:, : left.shape[1] // 2] = 1
+    masked = diagnose(photos[0], photos[1], pipeline=pipeline, mask0=left.numpy(), mask1=left.numpy()).stages
+    assert masked.keypoints0 < 0.8 * whole.keypoints0
+    assert masked.keypoints1 < 0.8 * whole.keypoints1
+    nothing = torch.zeros_like(left).numpy()
+    assert diagnose(photos[0], photos[1], pipeline=pipeline, mask0=nothing).stages.lost_at == "detector"
+
+
 @pytest.mark.parametrize("turns", [1, 2, 3])
 def test_a_turned_image_is_found_and_the_advice_helps(photos, turns):
     turned = photos[0].rot90(turns, (1, 2))

@@ -158,7 +158,8 @@ def _compare(task: Task, images: Images, pipelines: Pipelines, tell: Tell) -> di
 def _diagnose(task: Task, images: Images, pipelines: Pipelines, tell: Tell) -> dict[str, bytes]:
     from isinglass.doctor import diagnose
 
-    diagnosis = diagnose(*images.photos, pipeline=pipelines.of(task.options, tell))
+    pipeline, (mask0, mask1) = pipelines.of(task.options, tell), images.masks
+    diagnosis = diagnose(*images.photos, pipeline=pipeline, mask0=mask0, mask1=mask1)
     names = [one.name for one in task.photos]
     answer = {"kind": "doctor", "names": names, "options": asdict(task.options), **diagnosis.as_dict()}
     return {"payload.json": _json({**answer, "notes": _same_file(task)})}

@@ -33,15 +33,24 @@ LITTLE_OVERLAP = 0.1  # of both images: matches crowd in a corner
 LOWER_SCORE = 0.1  # times the matcher's own least score, to see whether that hides good matches
 
 
-def diagnose(image0: ImageSource, image1: ImageSource, *, pipeline: Pipeline, thorough: bool = False) -> Diagnosis:
+def diagnose(
+    image0: ImageSource,
+    image1: ImageSource,
+    *,
+    pipeline: Pipeline,
+    mask0: ImageSource | None = None,
+    mask1: ImageSource | None = None,
+    thorough: bool = False,
+) -> Diagnosis:
     """Why `pipeline` finds few matches between two images, or that it finds enough.
 
     A poor pair (few or unsure matches), or any if `thorough`, is matched again: with image 1 under the other quarter
     turns, at other sizes, and both, until one gives far more (at most 19 times); then with a lower least score.
 
-    Raises InputError on images that cannot be read.
+    Keypoints are looked for where masks are not zero, as `Pipeline.match` does. Raises InputError on images or masks
+    that cannot be read.
     """
-    pair = Pair((image0, image1), pipeline)
+    pair = Pair((image0, image1), pipeline, (mask0, mask1))
     plain = pair.plain()
     base = pair.trial(plain)
     flat = [checks.flat_share(*one) for one in zip(pair.seen, base.features, strict=True)]

@@ -118,10 +118,15 @@ class Remedy(NamedTuple):
 
 
 class Pair:
-    """Two images, and a pipeline whose options are varied."""
+    """Two images with their masks, None = no mask, and a pipeline whose options are varied."""
 
-    def __init__(self, images: tuple[ImageSource, ImageSource], pipeline: Pipeline) -> None:
-        self.images, self.pipeline = images, pipeline
+    def __init__(
+        self,
+        images: tuple[ImageSource, ImageSource],
+        pipeline: Pipeline,
+        masks: tuple[ImageSource | None, ImageSource | None] = (None, None),
+    ) -> None:
+        self.images, self.pipeline, self.masks = images, pipeline, masks
         views = [whole(read_image(one)) for one in images]
         self.sides_px = [max(one.size) for one in views]
         self.seen = [resized(one, pipeline.options.resize).image.mean(dim=0) for one in views]  # (H, W) brightness
@@ -138,7 +143,7 @@ class Pair:
         if len(self.known.get((view, side), ())) < turns:
             models: Any = {"custom_extractor": self.pipeline.extractor, "custom_matcher": self.pipeline.matcher}
             varied = Pipeline(**models, **asdict(replace(self.pipeline.options, resize=side)))
-            self.known[view, side] = varied.extract_turns(self.images[view], turns=range(turns))
+            self.known[view, side] = varied.extract_turns(self.images[view], self.masks[view], turns=range(turns))
         return self.known[view, side]
 
     def auto_turn(self) -> int:
