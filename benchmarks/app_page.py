@@ -37,6 +37,14 @@ def draw_memory(found):
     Page(RESULT.parent, []).save(figure, "app-memory")
 
 
+def least(found, minute):
+    """The least memory in one of the whole minutes, MB."""
+    by_minute = {}
+    for at_s, mb in found["rss_mb"]:
+        by_minute.setdefault(int(at_s // 60), []).append(mb)
+    return min(by_minute[sorted(by_minute)[minute]])
+
+
 def main():
     """Write."""
     found = json.loads(RESULT.read_text())
@@ -50,7 +58,8 @@ def main():
         f"{memory['after_warm_up']:.0f} MB (median) when a quarter of the time was over, "
         f"{memory['at_the_end']:.0f} MB in the last part, {memory['peak']:.0f} MB at most and "
         f"{memory['idle_after']:.0f} MB when idle afterwards: {memory['slope_per_minute']:+.1f} MB a minute by a line "
-        "through all but the first quarter."
+        f"through all but the first quarter; the least of a minute was {least(found, 3):.0f} MB in the fourth and "
+        f"{least(found, -1):.0f} MB in the last (results are kept, up to a limit that was reached by then)."
     )
     text = (ROOT / "benchmarks/app_page.md").read_text()
     text = text.replace("{about}", about).replace("{latencies}", latencies(found))

@@ -38,10 +38,11 @@ def signed(value):
 
 
 def wrapped(text, width=118):
-    """Its paragraphs in lines of that many characters; tables and headings stay."""
-    lines = []
+    """Its paragraphs in lines of that many characters; tables, lists, headings and code stay."""
+    lines, is_code = [], False
     for paragraph in text.split("\n\n"):
-        if paragraph.lstrip().startswith(("|", "#", "!", "-", "```")):
+        was_code, is_code = is_code, is_code ^ (paragraph.count("```") % 2 == 1)
+        if was_code or paragraph.lstrip().startswith(("|", "#", "!", "-", "```")):
             lines.append(paragraph)
             continue
         line, out = "", []
