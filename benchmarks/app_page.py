@@ -59,7 +59,7 @@ def main():
         f"{memory['at_the_end']:.0f} MB in the last part, {memory['peak']:.0f} MB at most and "
         f"{memory['idle_after']:.0f} MB when idle afterwards: {memory['slope_per_minute']:+.1f} MB a minute by a line "
         f"through all but the first quarter; the least of a minute was {least(found, 3):.0f} MB in the fourth and "
-        f"{least(found, -1):.0f} MB in the last (results are kept, up to a limit that was reached by then)."
+        f"{least(found, -1):.0f} MB in the last (results are kept, up to 128 MB of them)."
     )
     text = (ROOT / "benchmarks/app_page.md").read_text()
     text = text.replace("{about}", about).replace("{latencies}", latencies(found))
