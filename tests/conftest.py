@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -76,6 +78,26 @@ def motorcycle():
     data = pytest.importorskip("skimage.data", reason="needs the motorcycle pair of scikit-image")
     left, right, disparity = data.stereo_motorcycle()
     return *(torch.from_numpy(image).permute(2, 0, 1).float() / 255 for image in (left, right)), disparity
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM_FLAGS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+CHROMIUM_FLAGS += ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+
+
+@pytest.fixture(scope="module")  # while one is open, nothing else in the process can run an event loop
+def browser():
+    """A real one, without a window, that draws WebGL in software and has a camera of its own making."""
+    if CHROMIUM is None:
+        pytest.skip("needs an installed Chromium")
+    if importlib.util.find_spec("playwright") is None:
+        pytest.skip("needs playwright, which the extra dev installs")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
+        yield started
+        started.close()
 
 
 @pytest.fixture

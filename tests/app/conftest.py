@@ -1,34 +1,16 @@
 """The app's server, a browser, and pages that must not fail."""
 
-import importlib.util
 import io
 import os
-import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 DESK = {"width": 1400, "height": 900}
 SHOTS = os.environ.get("ISINGLASS_SCREENSHOTS")  # a folder for the pictures of docs/app.md
 SHOT_BYTES = 195_000
 SHOT_HEIGHT = 780  # of a desk's window
-
-
-@pytest.fixture(scope="session")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("needs an installed Chromium")
-    if importlib.util.find_spec("playwright") is None:
-        pytest.skip("needs playwright, which the extra dev installs")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="session")

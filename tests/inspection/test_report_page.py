@@ -1,10 +1,8 @@
 """The report in a real browser: the slider, a keypoint's rays and alternatives, phones, dark mode, nothing loaded."""
 
 import dataclasses
-import importlib.util
 import io
 import re
-import shutil
 from itertools import pairwise
 
 import numpy as np
@@ -16,7 +14,6 @@ from isinglass import Pipeline
 from isinglass.inspection import inspect, write_report
 from isinglass.matchers.lightglue import LightGlue
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SMALL = {"extractor": "rootsift", "max_keypoints": 200, "device": "cpu"}
 
 
@@ -44,20 +41,6 @@ def reports(motorcycle, tmp_path_factory):
             one = inspect(*motorcycle[:2], pipeline)
             found[name] = one, write_report(one, folder / f"{name}.html")
     return found
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("needs an installed Chromium")
-    if importlib.util.find_spec("playwright") is None:
-        pytest.skip("needs playwright, which the extra dev installs")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 @pytest.fixture

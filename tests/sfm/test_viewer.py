@@ -1,6 +1,5 @@
 """A small made map in a real browser; and what the browser shows, without one."""
 
-import importlib.util
 import io
 import shutil
 import signal
@@ -17,7 +16,6 @@ from isinglass.sfm.colmap import pycolmap_module
 from isinglass.sfm.scene import Scene, angle_to_segments
 from isinglass.sfm.viewer import MapViewer
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 WIDTH, HEIGHT = 320, 240
 PAGE = {"width": 1200, "height": 800}
 
@@ -66,21 +64,6 @@ def viewer(project):
     assert made.thumbnails_done.wait(30)
     yield made
     made.close()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("needs an installed Chromium")
-    if importlib.util.find_spec("playwright") is None:
-        pytest.skip("needs playwright, which the extra dev installs")
-    from playwright.sync_api import sync_playwright
-
-    flags = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
-        yield started
-        started.close()
 
 
 @pytest.fixture
