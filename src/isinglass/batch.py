@@ -19,14 +19,12 @@ import numpy as np
 from torch import Tensor
 
 from isinglass.cache import FeatureCache, matching_key
-from isinglass.errors import InputError, MissingExtra, WriteError
+from isinglass.errors import InputError, WriteError
 from isinglass.files import save_matches, write_atomically
-from isinglass.geometry.robust import RobustResult, estimate
+from isinglass.geometry.robust import RobustResult
 from isinglass.images import IMAGE_SUFFIXES, mirrored, read_image, turned, whole
-from isinglass.pipeline import MatchResult, Options, Pipeline
+from isinglass.pipeline import MatchResult, Pipeline, two_view
 from isinglass.types import Features
-
-THRESHOLD_PX = 3.0  # of the homography's or fundamental matrix's inliers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +167,7 @@ class _Job:
     def finish(self, result: MatchResult, pipeline: Pipeline, outputs: Outputs) -> None:
         """Verify, write, and report."""
         with pipeline.timed("verify"):
-            robust = _robust(result, pipeline.options)
+            robust = two_view(result, pipeline.options)
         written = []
         with pipeline.timed("write"):
             for suffix in outputs.formats:
@@ -216,20 +214,6 @@ class _Job:
             return PairReport(**(earlier | {"reused": True}))
         except (OSError, ValueError, KeyError, TypeError):
             return None
-
-
-def _robust(result: MatchResult, options: Options) -> RobustResult | None:
-    """The two-view geometry of the matches, or None where PoseLib is not installed.
-
-    The threshold is THRESHOLD_PX of the images as they were extracted, so more px of larger originals.
-    """
-    sizes = [one.image_size[0].tolist() for one in (result.features0, result.features1)]
-    sides = [max(size) if options.resize_side == "long" else min(size) for size in sizes]
-    scale = 1.0 if options.resize is None else max(1.0, max(sides) / options.resize)
-    try:
-        return estimate(result.points0.cpu(), result.points1.cpu(), threshold_px=THRESHOLD_PX * scale)
-    except MissingExtra:
-        return None
 
 
 def _draw(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Literal, TypedDict, Unpack
 
@@ -98,3 +99,8 @@ class Options:
         if unknown := sorted(set(values) - set(known)):
             raise InputError(f"unknown option {', '.join(map(repr, unknown))}; known are {', '.join(known)}")
         return cls(**values)
+
+    def original_px(self, *sizes: Sequence[float]) -> float:
+        """Px of the largest of some original images (width, height) that one px of it as extracted is; at least 1."""
+        sides = [max(size) if self.resize_side == "long" else min(size) for size in sizes]
+        return 1.0 if self.resize is None else max(1.0, max(sides) / self.resize)

@@ -13,12 +13,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
-from typing import Unpack
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor
 
-from isinglass.errors import InputError
+from isinglass.errors import InputError, MissingExtra
+from isinglass.geometry.robust import RobustResult, estimate
 from isinglass.images import (
     ImageSource,
     View,
@@ -39,6 +40,7 @@ from isinglass.options import Options, OptionsDict
 from isinglass.types import Extractor, Features, Matcher, Matches
 
 CHEAP_KEYPOINTS = 512  # of the pass that chooses among four turns
+INLIER_PX = 3.0  # that a match may be off, in px of the images as they were extracted
 ONE_COLOUR = 1e-5  # greatest contrast of an image without any; resizing leaves some rounding
 
 
@@ -76,6 +78,18 @@ class MatchResult:
     def turns1(self) -> int:
         """Quarter turns (and 4 if mirrored) that the second image was given before extraction; see Features.turns."""
         return 0 if self.features1.turns is None else int(self.features1.turns[0])
+
+
+def two_view(
+    result: MatchResult, options: Options, kind: Literal["auto", "homography", "fundamental"] = "auto"
+) -> RobustResult | None:
+    """The geometry that the matches agree on to INLIER_PX; None where PoseLib is not installed."""
+    sizes = [one.image_size[0].tolist() for one in (result.features0, result.features1)]
+    threshold_px = INLIER_PX * options.original_px(*sizes)
+    try:
+        return estimate(result.points0.cpu(), result.points1.cpu(), kind, threshold_px=threshold_px)
+    except MissingExtra:
+        return None
 
 
 class Pipeline:

@@ -14,7 +14,7 @@ from isinglass import Options
 from isinglass.errors import InputError
 from isinglass.geometry.robust import estimate
 from isinglass.inspection import payload as p
-from isinglass.pipeline import MatchResult
+from isinglass.pipeline import MatchResult, two_view
 from isinglass.types import Matches
 from support import make_features, pattern
 
@@ -107,7 +107,7 @@ def test_a_payload_says_what_was_found():
 
 def test_a_payload_has_the_geometry():
     result = make_result([(i, i) for i in range(30)])
-    robust = p.two_view(result, Options(), "homography")
+    robust = two_view(result, Options(), "homography")
     found = p.match_payload(
         result, *[pattern(640, 480)] * 2, names=("a", "b"), options=Options(), robust=robust, num_layers=9
     )
@@ -117,8 +117,8 @@ def test_a_payload_has_the_geometry():
 
 
 def test_the_threshold_grows_with_the_originals():
-    assert p.two_view(make_result([]), Options(resize=160)).threshold_px == pytest.approx(12)
-    assert p.two_view(make_result([]), Options(resize=None)).threshold_px == pytest.approx(3)
+    assert two_view(make_result([]), Options(resize=160)).threshold_px == pytest.approx(12)
+    assert two_view(make_result([]), Options(resize=None)).threshold_px == pytest.approx(3)
 
 
 def test_the_same_matches_of_the_same_keypoints():

@@ -17,9 +17,9 @@ from isinglass.app.pipelines import Pipelines, StoppablePipeline, Tell
 from isinglass.app.uploads import Upload
 from isinglass.files.single import save_matches
 from isinglass.geometry.robust import RobustResult
-from isinglass.inspection.payload import array_of, compare_payload, match_payload, two_view
+from isinglass.inspection.payload import array_of, compare_payload, match_payload
 from isinglass.options import Options
-from isinglass.pipeline import MatchResult
+from isinglass.pipeline import MatchResult, two_view
 
 Kind = Literal["match", "inspect", "compare", "doctor"]
 Geometry = Literal["none", "auto", "homography", "fundamental"]

@@ -10,22 +10,21 @@ import base64
 import io
 from collections.abc import Mapping
 from dataclasses import asdict, fields
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from torch import Tensor
 
-from isinglass.errors import InputError, MissingExtra
-from isinglass.geometry.robust import RobustResult, estimate
+from isinglass.errors import InputError
+from isinglass.geometry.robust import RobustResult
 from isinglass.images import ImageSource, mirrored, read_image, resized, turned, whole
 from isinglass.options import Options
 from isinglass.pipeline import MatchResult
 from isinglass.types import Features
 
 PREVIEW_PX = 1600  # long side of the photos in a payload at most
-THRESHOLD_PX = 3.0  # of inliers, in px of the images as they were extracted
 SAME_PX = 1.5  # two pipelines found the same match where both its ends are this close, of images as extracted
 _TYPES = ("uint8", "uint16", "int32", "float32")
 _QUALITY = 85  # of JPEG
@@ -98,20 +97,6 @@ def seen(
     return (view.image.permute(1, 2, 0) * 255).round().byte().numpy(), matrix, view.original_size
 
 
-def two_view(
-    result: MatchResult, options: Options, kind: Literal["auto", "homography", "fundamental"] = "auto"
-) -> RobustResult | None:
-    """The geometry that the matches agree on; None where PoseLib is not installed.
-
-    Its threshold is THRESHOLD_PX of the images as they were extracted.
-    """
-    threshold_px = THRESHOLD_PX * _scale(result, options)
-    try:
-        return estimate(result.points0.cpu(), result.points1.cpu(), kind, threshold_px=threshold_px)
-    except MissingExtra:
-        return None
-
-
 def match_payload(
     result: MatchResult,
     image0: ImageSource,
@@ -144,7 +129,8 @@ def compare_payload(
     `options` are those of the first result. Two matches are the same where both use the same keypoints, or, where the
     extractors differ, where each is the other's nearest and both ends are within SAME_PX px of images as extracted.
     """
-    both = same_matches(result0, result1, SAME_PX * _scale(result0, options))
+    sizes = [one.image_size[0].tolist() for one in (result0.features0, result0.features1)]
+    both = same_matches(result0, result1, SAME_PX * options.original_px(*sizes))
     pairs = zip((result0, result1), both.T, strict=True)
     only = [np.setdiff1d(np.arange(len(result.matches.pairs())), rows) for result, rows in pairs]
     other = {name: value for name, value in second.items() if name not in ("kind", "views")}
@@ -242,10 +228,3 @@ def _found(
         "model": model,
         "timings_ms": dict(result.timings_ms),
     }
-
-
-def _scale(result: MatchResult, options: Options) -> float:
-    """Px of the larger original that one px of the images as extracted is; 1 at least."""
-    sizes = [one.image_size[0].tolist() for one in (result.features0, result.features1)]
-    sides = [max(size) if options.resize_side == "long" else min(size) for size in sizes]
-    return 1.0 if options.resize is None else max(1.0, max(sides) / options.resize)

@@ -13,14 +13,14 @@ from isinglass.geometry.robust import RobustResult
 from isinglass.images import ImageSource
 from isinglass.inspection.lightglue import trace_lightglue
 from isinglass.inspection.nearest import trace_nearest
-from isinglass.inspection.payload import match_payload, pack, two_view
+from isinglass.inspection.payload import match_payload, pack
 from isinglass.inspection.record import Tell, Trace, check_tops
 from isinglass.inspection.superglue import trace_superglue
 from isinglass.matchers.lightglue import LightGlue
 from isinglass.matchers.nearest import Nearest
 from isinglass.matchers.superglue import SuperGlue
 from isinglass.options import Options
-from isinglass.pipeline import MatchResult, Pipeline
+from isinglass.pipeline import MatchResult, Pipeline, two_view
 from isinglass.types import Features, Matcher
 
 

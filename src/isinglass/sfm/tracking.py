@@ -242,15 +242,11 @@ class Tracker:
             one.keypoints[0].cpu().numpy()[pairs[:, side]] for side, one in enumerate((features0, features1))
         )
         with self.pipeline.timed("verify"):
-            threshold_px = self.options.threshold_px * self._scale(features1)
+            threshold_px = self.options.threshold_px * self.pipeline.options.original_px(
+                features1.image_size[0].tolist()
+            )
             inliers = estimate(points0, points1, threshold_px=threshold_px).inliers
         return pairs[inliers].astype(np.int64)
-
-    def _scale(self, features: Features) -> float:
-        """Px of the original image that one of the image as it is extracted has."""
-        o, (width, height) = self.pipeline.options, features.image_size[0].tolist()
-        side = max(width, height) if o.resize_side == "long" else min(width, height)
-        return 1.0 if o.resize is None else max(1.0, side / o.resize)
 
     def _bridge(self, view: _View) -> Keyframe | None:
         """The frame before as a keyframe, if this one matches it."""
