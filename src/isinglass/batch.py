@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from isinglass.cache import FeatureCache, matching_key
 from isinglass.errors import InputError, WriteError
 from isinglass.files import save_matches, write_atomically
 from isinglass.geometry.robust import RobustResult
-from isinglass.images import IMAGE_SUFFIXES, mirrored, read_image, turned, whole
-from isinglass.pipeline import MatchResult, Pipeline, two_view
+from isinglass.images import IMAGE_SUFFIXES
+from isinglass.pipeline import MatchResult, Pipeline, as_seen, turns_of, two_view
 from isinglass.types import Features
 
 
@@ -222,19 +221,14 @@ def _draw(
     """The picture of a pair, both images as the extractor saw them."""
     from isinglass.viz import plot_pair, save_figure
 
-    def seen(image: Path, features: Features) -> Tensor:
-        turns = 0 if features.turns is None else int(features.turns[0])
-        view = whole(read_image(image))
-        return turned(mirrored(view) if turns >= 4 else view, turns % 4).image
-
     figure = plot_pair(
-        seen(images[0], result.features0),
-        seen(images[1], result.features1),
+        as_seen(images[0], turns_of(result.features0)).image,
+        as_seen(images[1], turns_of(result.features1)).image,
         result.features0.as_seen(),
         result.features1.as_seen(),
         result.matches,
         inliers=None if robust is None else np.asarray(robust.inliers),
-        num_layers=getattr(getattr(pipeline.matcher, "config", None), "layers", None),
+        num_layers=pipeline.num_layers,
         title=f"{images[0].name}  -  {images[1].name}",
     )
     return save_figure(figure, path)

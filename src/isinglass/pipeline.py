@@ -25,6 +25,7 @@ from isinglass.images import (
     View,
     exif_orientation,
     features_to_original,
+    mirrored,
     read_image,
     read_mask,
     resized,
@@ -77,7 +78,18 @@ class MatchResult:
     @property
     def turns1(self) -> int:
         """Quarter turns (and 4 if mirrored) that the second image was given before extraction; see Features.turns."""
-        return 0 if self.features1.turns is None else int(self.features1.turns[0])
+        return turns_of(self.features1)
+
+
+def turns_of(features: Features) -> int:
+    """How the extractor saw the one image, as in Features."""
+    return 0 if features.turns is None else int(features.turns[0])
+
+
+def as_seen(image: ImageSource, turns: int) -> View:
+    """The whole image, turned as an extractor saw it; `turns` as in Features. Raises InputError on bad images."""
+    view = whole(read_image(image))
+    return turned(mirrored(view) if turns >= 4 else view, turns % 4)
 
 
 def two_view(
@@ -177,6 +189,12 @@ class Pipeline:
             MatchResult(features0=one0, features1=one1, matches=found, timings_ms=dict(self.timings_ms))
             for one0, one1, found in zip(views0, views1, matches, strict=True)
         ]
+
+    @property
+    def num_layers(self) -> int | None:
+        """Of the matcher; None = it has none."""
+        layers = getattr(getattr(self.matcher, "config", None), "layers", None)
+        return layers if isinstance(layers, int) else None
 
     @property
     def turns(self) -> tuple[int, ...]:

@@ -13,9 +13,9 @@ from isinglass.app.jobs import Cancelled
 from isinglass.app.pipelines import Pipelines, StoppablePipeline
 from isinglass.app.uploads import Upload
 from isinglass.app.work import Geometry
-from isinglass.inspection.payload import array_of, pack, turns_of, view_payload
+from isinglass.inspection.payload import array_of, pack, view_payload
 from isinglass.options import Options
-from isinglass.pipeline import MatchResult, two_view
+from isinglass.pipeline import MatchResult, turns_of, two_view
 from isinglass.types import Features
 
 Mode = Literal["reference", "keyframe"]

@@ -108,7 +108,6 @@ def _matched(task: Task, images: Images, options: Options, pipelines: Pipelines,
 
 
 def _verified(task: Task, pipeline: StoppablePipeline, result: MatchResult) -> Found:
-    layers = getattr(getattr(pipeline.matcher, "config", None), "layers", None)
     robust = None
     if task.geometry != "none":
         pipeline.timings_ms = {}
@@ -117,9 +116,7 @@ def _verified(task: Task, pipeline: StoppablePipeline, result: MatchResult) -> F
         result = replace(result, timings_ms={**result.timings_ms, **pipeline.timings_ms})
     if pipeline.loading_ms:
         result = replace(result, timings_ms={"load": pipeline.loading_ms, **result.timings_ms})
-    return Found(
-        options=pipeline.options, result=result, robust=robust, num_layers=layers if isinstance(layers, int) else None
-    )
+    return Found(options=pipeline.options, result=result, robust=robust, num_layers=pipeline.num_layers)
 
 
 # --- kinds

@@ -184,8 +184,7 @@ def _show(report: PairReport, pipeline: Pipeline) -> None:
     if report.error is not None:
         complain(report.error, SOME_FAILED)
         return
-    layers = getattr(getattr(pipeline.matcher, "config", None), "layers", None)
-    stop = "" if report.stop_layer is None else f", stopped after layer {report.stop_layer} of {layers}"
+    stop = "" if report.stop_layer is None else f", stopped after layer {report.stop_layer} of {pipeline.num_layers}"
     inliers = (
         "not verified: pip install 'isinglass[geometry]'"
         if report.num_inliers is None

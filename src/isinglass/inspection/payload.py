@@ -19,10 +19,9 @@ from torch import Tensor
 
 from isinglass.errors import InputError
 from isinglass.geometry.robust import RobustResult
-from isinglass.images import ImageSource, mirrored, read_image, resized, turned, whole
+from isinglass.images import ImageSource, resized
 from isinglass.options import Options
-from isinglass.pipeline import MatchResult
-from isinglass.types import Features
+from isinglass.pipeline import MatchResult, as_seen, turns_of
 
 PREVIEW_PX = 1600  # long side of the photos in a payload at most
 SAME_PX = 1.5  # two pipelines found the same match where both its ends are this close, of images as extracted
@@ -89,9 +88,7 @@ def seen(
     """A photo as the extractor saw it, of `long_side` px at most: pixels (H, W, 3), (2, 3) stored px (x, y, 1) to its
     px, and the size (width, height) that is stored.
     """
-    view = whole(read_image(image))
-    view = turned(mirrored(view) if turns >= 4 else view, turns % 4)
-    view = resized(view, long_side, only_shrink=True)
+    view = resized(as_seen(image, turns), long_side, only_shrink=True)
     linear, shift = view.to_original[:, :2].inverse(), view.to_original[:, 2]
     matrix = np.concatenate([linear.numpy(), -(linear @ shift).numpy()[:, None]], axis=1)
     return (view.image.permute(1, 2, 0) * 255).round().byte().numpy(), matrix, view.original_size
@@ -191,11 +188,6 @@ def python_code(
         lines += [f"robust = estimate(points0.cpu(), points1.cpu(), {kind}, {threshold})"]
         lines += ["robust.model, robust.inliers  # (3, 3), (M,) bool"]
     return "\n".join(lines) + "\n"
-
-
-def turns_of(features: Features) -> int:
-    """How the extractor saw the image, as in Features."""
-    return 0 if features.turns is None else int(features.turns[0])
 
 
 def _found(

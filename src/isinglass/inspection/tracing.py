@@ -142,7 +142,7 @@ def inspect_result(
         trace=found,
         options=replace(pipeline.options, precision="float32"),
         robust=two_view(result, pipeline.options),
-        num_layers=getattr(getattr(pipeline.matcher, "config", None), "layers", None),
+        num_layers=pipeline.num_layers,
         masks=masks,
     )
 
