@@ -1,5 +1,6 @@
 """`isinglass train` on photos made up here: one command trains, the same command goes on, the file matches."""
 
+import functools
 import json
 
 import pytest
@@ -10,8 +11,11 @@ from isinglass.errors import InputError
 from isinglass.matchers.lightglue import LightGlue, LightGlueConfig
 from isinglass.matchers.superglue import SuperGlueConfig
 from isinglass.pipeline import Pipeline
+from isinglass.train.posed import PosedPairs
 from isinglass.train.recipes import RECIPES, recipe
-from isinglass.train.start import Data
+from isinglass.train.sources import HomographyPairs, MixedPairs
+from isinglass.train.start import Data, pairs_of
+from posed_scene import Known, write_scene
 from support import write_photos
 
 RECIPE = "lightglue-sift-homography-small"
@@ -74,3 +78,14 @@ def test_data_that_is_missing_is_named(given):
 def test_posed_data_is_not_for_homographies(photos, tmp_path):
     with pytest.raises(InputError, match="learns from photos alone"):
         run(photos, tmp_path / "run", "--rgbd", str(tmp_path))
+
+
+def test_confidence_is_learnt_from_what_is_given(photos, tmp_path, monkeypatch):
+    confidence = recipe("lightglue-sift-confidence-small")
+    views = pairs_of(confidence, Data(images=photos), tmp_path / "views", device="cpu")
+    assert isinstance(views.source, HomographyPairs)
+    assert [name.rsplit("/")[-1] for name in views.problems] == ["broken.jpg"]
+    monkeypatch.setattr("isinglass.train.start.load_extractor", lambda options, device: Known())
+    monkeypatch.setattr("isinglass.train.start.PosedPairs", functools.partial(PosedPairs, overlap=(0.1, 1.0)))
+    posed = pairs_of(confidence, Data(rgbd=write_scene(tmp_path / "scene")), tmp_path / "posed", device="cpu")
+    assert isinstance(posed.source, MixedPairs) and [type(one) for one in posed.source.sources] == [PosedPairs]

@@ -65,19 +65,20 @@ def pairs_of(
 ) -> Pairs:
     """All that the recipe's stage makes of the data. Features are kept in `store`; on a GPU only those of files.
 
-    Homography and confidence recipes learn from random views of photos; posed ones from these, from rooms, frames and
-    models, as many batches of each, so that what was learnt first is not forgotten. `tell(done, all)` now and then
-    while features are made.
+    Homography recipes learn from random views of photos; posed ones from these, from rooms, frames and models, as many
+    batches of each, so that what was learnt first is not forgotten; confidence recipes from the former where there are
+    only photos, else from the latter. `tell(done, all)` now and then while features are made.
     Raises InputError where the data are not for the recipe or none can be used.
     """
     place = torch.device(device or best_device())
     wanted = Options(extractor=recipe.extractor, max_keypoints=recipe.max_keypoints, min_distance=0)
-    if recipe.stage != "posed":
-        if data.images is None or data != Data(images=data.images):
-            raise InputError(
-                f"{recipe.config.name} learns from photos alone; rgbd, colmap and megadepth are for posed recipes"
-            )
-        return _homographies(recipe, data.images, Path(store), wanted, place, tell)
+    photos = data.images if (data.rgbd, data.colmap, data.megadepth) == (None, None, None) else None
+    if recipe.stage == "homography" and photos is None:
+        raise InputError(
+            f"{recipe.config.name} learns from photos alone; rgbd, colmap and megadepth are for other recipes"
+        )
+    if recipe.stage != "posed" and photos is not None:
+        return _homographies(recipe, photos, Path(store), wanted, place, tell)
     if recipe.detectors:
         raise InputError(f"{recipe.config.name} learns from posed images; other detectors are for homographies")
     extractor = load_extractor(wanted, place)
