@@ -79,15 +79,15 @@ def load(name, work):
     return rotation_sweep(chosen, ROTATION_STEP_DEG, work / "sweep")
 
 
-def hololens_list(work):
-    """Pairs of the training frames with their poses, as a list in SuperGlue's format."""
+def hololens_list(work, frames=None, apart=HOLOLENS_FRAMES_APART):
+    """Pairs of the training frames, or of some, with their poses, as a list in SuperGlue's format."""
     folder = SHARED / "data/train/hololens"
     rows = [line.split() for line in (folder / "poses.txt").read_text().splitlines()]
     poses = {row[0]: np.array(row[1:], float).reshape(4, 4) for row in rows}  # camera to world
     camera = " ".join((folder / "K.txt").read_text().split())
-    rng, names, lines = np.random.default_rng(0), sorted(poses), []
-    for first in np.linspace(0, len(names) - 1 - HOLOLENS_FRAMES_APART[1], HOLOLENS_PAIRS).astype(int):
-        name0, name1 = names[first], names[first + int(rng.integers(*HOLOLENS_FRAMES_APART))]
+    rng, names, lines = np.random.default_rng(0), frames or sorted(poses), []
+    for first in np.linspace(0, len(names) - 1 - apart[1], HOLOLENS_PAIRS).astype(int):
+        name0, name1 = names[first], names[first + int(rng.integers(*apart))]
         pose = " ".join(f"{value:.9g}" for value in (np.linalg.inv(poses[name1]) @ poses[name0]).ravel())
         lines.append(f"{name0}.webp {name1}.webp 0 0 {camera} {camera} {pose}")
     file = work / "hololens/pairs_with_gt.txt"

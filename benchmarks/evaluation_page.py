@@ -176,7 +176,8 @@ class Page:
         """Calibration errors on training pairs not fitted on, and on the two evaluation sets."""
         known = {name: Calibration.from_dict(one) for name, one in json.loads(CALIBRATIONS.read_text()).items()}
         rows = [["weights", "training pairs held out", "homographies", "RedKitchen"]]
-        for name, one in known.items():
+        measured = {run.info["matcher"] for run in self.runs("homography", self.labels[1:])}
+        for name, one in ((name, one) for name, one in known.items() if name in measured):
             cells = [f"{100 * one.ece_before:.1f} to {100 * one.ece_after:.1f}"]
             for benchmark in ("homography", "redkitchen"):
                 run = next(run for run in self.runs(benchmark, self.labels[1:]) if run.info["matcher"] == name)

@@ -16,12 +16,14 @@ import torch
 from evaluation import SETTINGS, SHARED, load, measure
 from torch.utils.flop_counter import FlopCounterMode
 
+from isinglass.cache import FeatureCache
 from isinglass.datasets.leak import leak_report
 from isinglass.matchers.lightglue import LightGlue
 from isinglass.matchers.nearest import Nearest, NearestConfig
 from isinglass.matchers.superglue import SuperGlue
 from isinglass.models import load_extractor
 from isinglass.options import Options
+from isinglass.pipeline import Pipeline
 from isinglass.train.loop import make_fabric
 from isinglass.train.losses import matches_of
 from isinglass.train.objective import Counts, Objective, counts_of
@@ -40,7 +42,7 @@ HELD_OUT_PAIRS, TRAINING_PAIRS, AT_ONCE = 480, 160, 16
 CPU = torch.device("cpu")
 PUBLISHED = {"aliked": "lightglue-aliked"}  # of full size; measured beside ours where it can be had
 FROM_ABOVE = ("caliterra", "copr", "brighton", "seneca")
-STEPS_TIMED, VIEWS_TIMED = 6, 24
+STEPS_TIMED, VIEWS_TIMED, EXIT_REPEATS = 6, 24, 5
 
 
 def accuracy(work, runs):
@@ -51,6 +53,8 @@ def accuracy(work, runs):
         of_features = {label: file for label, file in done.items() if label.split("-")[1] == features}
         measure_held_out(work, features, {k: v for k, v in of_features.items() if not k.endswith("confidence")})
         measure_sets(work, features, of_features)
+        if f"lightglue-{features}-confidence" in of_features:
+            exit_times(work, features)
 
 
 # ---- on random views of photos
@@ -82,7 +86,7 @@ def measure_held_out(work, features, weights):
     """SuperGlue's protocol: recall and precision of matches on random homographies of held-out photos."""
     kept = RESULTS / f"held-out-{features}.json"
     found = json.loads(kept.read_text()) if kept.is_file() else {}
-    judges = {f"nearest {ratio}": nearest(ratio) for ratio in RATIOS}
+    judges = {f"nearest {ratio}": judge_of(Nearest(NearestConfig(ratio=ratio))) for ratio in RATIOS}
     for label, file in weights.items():
         model = loaded(label, file, filter_threshold=threshold_of(work, label, file))
         judges[label] = Objective(model, "matching").judge
@@ -111,26 +115,34 @@ def counts_by_pair(judge, batches):
     return [[one.true, one.found, one.right] for one in counts]
 
 
-def nearest(ratio):
-    """A judge of mutual nearest neighbours."""
-    matcher = Nearest(NearestConfig(ratio=ratio))
+def judge_of(matcher, tell=lambda matches: None):
+    """Of one pair at a time, what the matcher makes of it; `tell` gets the matches."""
+    extractor = (getattr(matcher, "accepts", None) or ("held out",))[0]
+
+    def view_of(pair, i):
+        is_point_N = torch.ones_like(pair.scores_B2N[0, i], dtype=torch.bool)
+        if pair.mask_B2N is not None:
+            is_point_N = pair.mask_B2N[0, i]
+        scales = orientations = None
+        if pair.scale_orientation_B2N2 is not None:
+            scales, orientations = pair.scale_orientation_B2N2[:, i, is_point_N].unbind(dim=-1)
+        found = Features(
+            keypoints=pair.keypoints_B2N2[:, i, is_point_N],
+            descriptors=pair.descriptors_B2ND[:, i, is_point_N],
+            scores=pair.scores_B2N[:, i, is_point_N],
+            scales=scales,
+            orientations=orientations,
+            image_size=pair.image_size_B22[:, i].long(),
+            signature=Signature(extractor=extractor),
+        )
+        return found, is_point_N
 
     def judge(pair):
+        (view0, is_point0_N), (view1, _) = (view_of(pair, i) for i in (0, 1))
+        matches = matcher.match(view0, view1)
+        tell(matches)
         matches_BN = torch.full_like(pair.target_B2N[:, 0], -1)
-        is_point_2N = torch.ones_like(pair.target_B2N[0], dtype=torch.bool)
-        if pair.mask_B2N is not None:
-            is_point_2N = pair.mask_B2N[0]
-        views = [
-            Features(
-                keypoints=pair.keypoints_B2N2[:, i, is_point_2N[i]],
-                descriptors=pair.descriptors_B2ND[:, i, is_point_2N[i]],
-                scores=pair.scores_B2N[:, i, is_point_2N[i]],
-                image_size=pair.image_size_B22[:, i].long(),
-                signature=Signature(extractor="held out"),
-            )
-            for i in (0, 1)
-        ]
-        matches_BN[:, is_point_2N[0]] = matcher.match(*views).indices
+        matches_BN[:, is_point0_N] = matches.indices
         return counts_of(matches_BN, pair.target_B2N[:, 0])
 
     return judge
@@ -159,6 +171,31 @@ def measure_sets(work, features, weights):
         for label, options in rows.items():
             whole = {**SETTINGS[name], "extractor": extractor, "device": "cpu", **options}
             measure(name, label, benchmark, work / "sets", whole, results=RESULTS, solvers=("poselib",))
+
+
+def exit_times(work, features):
+    """Least milliseconds of each pair to match as shipped, and through all layers, taken in turn: [[shipped, all]]."""
+    kept = RESULTS / "exit-times.json"
+    found = json.loads(kept.read_text()) if kept.is_file() else {}
+    for name in ("homography", "redkitchen"):
+        row = f"lightglue-{features}-small {name}"
+        if row in found:
+            continue
+        whole = {**SETTINGS[name], "extractor": EXTRACTORS[features], "matcher": f"lightglue-{features}-small"}
+        pipelines = [Pipeline(**whole, device="cpu", adaptive=adaptive) for adaptive in (True, False)]
+        cache, times = FeatureCache(pipelines[0], work / "sets" / name / "features"), []
+        for pair in load(name, work).pairs:
+            views = [cache.get(pair.image0)[0], cache.get(pair.image1)[0]]
+            times.append(np.min([[_matching_ms(one, views) for one in pipelines] for _ in range(EXIT_REPEATS)], axis=0))
+        found[row] = np.round(times, 3).tolist()
+        kept.write_text(json.dumps(found) + "\n")
+        print("exit times", row, np.sum(times, axis=0), flush=True)
+
+
+def _matching_ms(pipeline, views):
+    start = time.perf_counter()
+    pipeline.match_features([views[0]], [views[1:]])
+    return 1000 * (time.perf_counter() - start)
 
 
 # ---- fine-tuning

@@ -10,10 +10,12 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from evaluation_page import Page, table, wrapped
+import torch
+from evaluation_page import CALIBRATIONS, Page, table, wrapped
 
 from isinglass.eval.runs import load_run
-from isinglass.metrics import auc, bootstrap_interval
+from isinglass.metrics import auc, bootstrap_interval, expected_calibration_error
+from isinglass.ops.calibration import Calibration
 from isinglass.train.recipes import recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,6 +25,8 @@ UNIT = {"homography": "px", "redkitchen": "deg"}
 SOLVER = "poselib"
 COLOURS = {"lightglue": "#0b62a4", "superglue": "#c44e00"}
 KINDS = {"lightglue": "LightGlue", "superglue": "SuperGlue"}
+SHORT = {"sift": "RootSIFT", "aliked": "ALIKED"}
+FIRST_DECAY = {"sift": 64_000, "aliked": 48_000}  # pairs of the first stage seen when its rate had decayed once
 
 
 def percent(value):
@@ -126,9 +130,9 @@ def draw_curves(results, features):
     for kind, colour in COLOURS.items():
         rows = [row for row in log_of(results, f"{kind}-{features}-homography") if "f1" in row]
         for axis, name in zip(axes, ("precision", "recall", "f1"), strict=True):
-            axis.plot([row["pairs"] for row in rows], [100 * row[name] for row in rows], ".-", color=colour,
+            axis.plot([row["pairs"] / 1000 for row in rows], [100 * row[name] for row in rows], ".-", color=colour,
                       label=KINDS[kind])  # fmt: skip
-            axis.set(xlabel="pairs seen", ylabel=f"{'F1' if name == 'f1' else name}, %", ylim=(0, 100))
+            axis.set(xlabel="thousand pairs seen", ylabel=f"{'F1' if name == 'f1' else name}, %", ylim=(0, 100))
             axis.grid(alpha=0.3)
     axes[0].legend()
     Page(results, []).save(figure, f"training-curves-{features}")
@@ -183,6 +187,19 @@ def trained_rows(results):
     return "\n".join(rows)
 
 
+def taken_up(results):
+    """F1 on held-out photos when the first stage's learning rate had decayed once, and when it had again."""
+    rows = [["features", "matcher", "pairs", "F1", "pairs", "F1"]]
+    for features, title in SHORT.items():
+        for kind, matcher in KINDS.items():
+            seen = {row["pairs"]: row["f1"] for row in log_of(results, f"{kind}-{features}-homography") if "f1" in row}
+            if seen:
+                ends = FIRST_DECAY[features], max(seen)
+                cells = (cell for end in ends for cell in (f"{end:,}", percent(seen[end])))
+                rows.append([title, matcher, *cells])
+    return table(rows)
+
+
 def seconds_of(log):
     """That the run took; the last row that tells is from shortly before its end."""
     last = [row for row in log if "seconds" in row][-1]
@@ -195,6 +212,9 @@ def seconds_of(log):
 def exits(results, features):
     """A row a set: where pairs stop, what is saved and lost; None = not measured."""
     label = f"lightglue-{features}-small"
+    if not (results / "exit-times.json").is_file():
+        return None
+    times = json.loads((results / "exit-times.json").read_text())
     rows = [["set", "stop after layer", "time saved", "AUC lost (95 %)"]]
     for name, at in (("homography", 3), ("redkitchen", 10)):
         paths = [results / name / f"{one}.json" for one in (label, f"{label}-full")]
@@ -205,16 +225,50 @@ def exits(results, features):
         shares = {layer: np.mean(layers == layer) for layer in range(1, layers.max() + 1)}
         (errors, _), (base, _) = best_errors(early, at), best_errors(full, at)
         lost = bootstrap_interval(base, errors, lambda values, at=at: auc(values, [at])[0])
-        saved = 1 - np.median(early.pairs["match_ms"]) / np.median(full.pairs["match_ms"])
+        shipped_ms, whole_ms = np.sum(times[f"{label} {name}"], axis=0)
         rows.append(
             [
                 name,
                 ", ".join(f"{layer}: {100 * share:.0f} %" for layer, share in shares.items() if share),
-                f"{100 * saved:.0f} %",
+                f"{100 * (1 - shipped_ms / whole_ms):.0f} %",
                 f"{100 * (auc(base, [at])[0] - auc(errors, [at])[0]):+.1f} ({interval(lost, 100)})",
             ]
         )
     return table(rows)
+
+
+def exit_choice(results):
+    """F1 and layers on held-out pairs of the posed stage for each alpha; None = not measured."""
+    file = results / "exits.json"
+    if not file.is_file():
+        return None
+    found = json.loads(file.read_text())
+    rows = [["alpha", *(f"{SHORT[label.split('-')[1]]}: F1, layers" for label in found)]]
+    for alpha in next(iter(found.values())):
+        cells = (f"{percent(one[alpha]['f1'])}, {one[alpha]['layers']:.1f}" for one in found.values())
+        rows.append(["all layers" if alpha == "None" else alpha, *cells])
+    return table(rows)
+
+
+def calibration(results):
+    """Calibration errors of the shipped weights, on held-out pairs not fitted on and on the evaluation sets."""
+    known = {name: one for name, one in json.loads(CALIBRATIONS.read_text()).items() if name.endswith("-small")}
+    rows = [["weights", "held-out pairs", "homographies", "RedKitchen"]]
+    for name, values in known.items():
+        one = Calibration.from_dict(values)
+        cells = [f"{100 * one.ece_before:.1f} to {100 * one.ece_after:.1f}"]
+        label = name if name.startswith("lightglue") else name.replace("small", "posed")  # of the same weights
+        if not all((results / benchmark / f"{label}.json").is_file() for benchmark in AT):
+            continue
+        for benchmark in AT:
+            run = load_run(results / benchmark / f"{label}.json")
+            scores, correct = run.pairs["match_scores"], run.pairs["match_correct"] == 1
+            after = one.apply(torch.from_numpy(scores)).numpy()
+            cells.append(
+                " to ".join(f"{100 * expected_calibration_error(each, correct):.1f}" for each in (scores, after))
+            )
+        rows.append([name, *cells])
+    return table(rows) if known else None
 
 
 def speed(results):
@@ -258,13 +312,19 @@ MISSING = "Not measured yet."
 
 def write(results):
     """docs/training.md."""
-    sections = {"ablation": ablation(results) or MISSING, "speed": speed(results) or MISSING}
+    sections = {
+        name: make(results) or MISSING
+        for name, make in (
+            ("ablation", ablation), ("speed", speed), ("exit_choice", exit_choice), ("calibration", calibration)
+        )
+    }  # fmt: skip
     counts = (
         sum(one.numel() for one in recipe(f"{kind}-sift-homography-small").config.make_model().parameters())
         for kind in KINDS
     )
     sections["parameters"] = " and ".join(f"{count / 1e6:.2f}" for count in counts) + " million"
     sections["trained_rows"] = trained_rows(results)
+    sections["taken_up"] = taken_up(results)
     sections["finetuning"] = finetuning(results) or MISSING
     for features in ("sift", "aliked"):
         is_there = (results / f"held-out-{features}.json").is_file()

@@ -117,7 +117,6 @@ DATA_TERMS: Mapping[str, str] = {
     OWN_PHOTOS: "CC0, CC BY, CC BY-SA, Unsplash's licence, BSD or free to use; THIRD_PARTY.md names them",
     OWN_FRAMES: "MIT",
 }
-OWN_VIEWS = f"random views of {OWN_PHOTOS}"
 OWN_DATA = f"random views of {OWN_PHOTOS}, rooms papered with them, {OWN_FRAMES}"
 LIGHTGLUE_DATA = f"synthetic homographies of the {DISTRACTORS}, then {MEGADEPTH}"
 
@@ -179,7 +178,7 @@ def _lightglue(
     )
 
 
-def _own(kind: str, features: str, accepts: str, sha256: str, size_bytes: int, *, trained_on: str = OWN_DATA) -> Record:
+def _own(kind: str, features: str, accepts: str, sha256: str, size_bytes: int) -> Record:
     """In this package: trained by benchmarks/training.py, told of in docs/training.md."""
     name, paper = f"{kind.lower()}-{features}-small", {"LightGlue": "2306.13643", "SuperGlue": "1911.11763"}[kind]
     return Record(
@@ -191,7 +190,7 @@ def _own(kind: str, features: str, accepts: str, sha256: str, size_bytes: int, *
         sha256=sha256,
         size_bytes=size_bytes,
         licence="Apache-2.0",
-        trained_on=trained_on,
+        trained_on=OWN_DATA,
         homepage="training.md",
         paper=f"https://arxiv.org/abs/{paper}",
         accepts=(accepts,),
@@ -312,9 +311,8 @@ _TABLE = (
         "LightGlue",
         "aliked",
         "aliked-n16",
-        "494d868ec98fa7e1267f473843335ac71d75309bf1a29095a7478bfa9d911f77",
-        2281182,
-        trained_on=OWN_VIEWS,
+        "e64d709a35a62d05ea0ecd379eff46b9189c502f4c77e13a8707b1c5ca195ed3",
+        2281238,
     ),
     _lightglue(
         "disk",
@@ -324,7 +322,7 @@ _TABLE = (
         size_bytes=47631405,
     ),
     _lightglue("superpoint", "superpoint", {"input_size": 256}, remark=", which are non-commercial"),
-    _own("LightGlue", "sift", "rootsift", "b9d60077a966734de4b4b568ce8043dac1cf7a572678fad423423586664e0278", 2281326),
+    _own("LightGlue", "sift", "rootsift", "7c8ef3fade2d8b4d10902961bc83ff5c41a72d530f85b767e02286ef52f37670", 2281326),
     _lightglue("sift", "rootsift", {"input_size": 128, "scale_orientation": True}),
     _lightglue("doghardnet", "doghardnet", {"input_size": 128, "scale_orientation": True}),
     Record(
@@ -352,14 +350,13 @@ _TABLE = (
         },
         accepts=("xfeat",),
     ),
-    _own("SuperGlue", "sift", "rootsift", "cbd9be104c6627f129695e5e53e6246acafc7d2842fa5303215d30f45aa2d6b5", 2325130),
+    _own("SuperGlue", "sift", "rootsift", "dcb85b6250566e8db31520086fd409ea042ea30bf7ef03bf79341dc1017d8666", 2325138),
     _own(
         "SuperGlue",
         "aliked",
         "aliked-n16",
-        "b0ca13a5403f314b3a68e70081a47fbd241f2837cdb12f09d50300243bf938fd",
-        2325082,
-        trained_on=OWN_VIEWS,
+        "ae80981e753c7ed009f3342b8c57e255d1847e44e972b775fd286122c7cda374",
+        2325138,
     ),
     _superglue("indoor", SCANNET),
     _superglue("outdoor", MEGADEPTH),
