@@ -65,11 +65,8 @@ def alpha_of(label, file, threshold, held_out):
         pairs = [pair for batch in batches for pair in batch.split(len(batch))]
         rows = {}
         for alpha in (*ALPHAS, None):
-            model, counts, layers = (
-                loaded(label, file, filter_threshold=threshold, depth_confidence=alpha),
-                Counts(),
-                [],
-            )
+            model = loaded(label, file, filter_threshold=threshold, depth_confidence=alpha)
+            counts, layers = Counts(), []
             judge = judge_of(model, tell=lambda matches, layers=layers: layers.append(int(matches.stop_layer[0])))
             for pair in pairs:
                 counts += judge(pair)
