@@ -174,19 +174,13 @@ class Page:
 
     def calibration(self):
         """Calibration errors on training pairs not fitted on, and on the two evaluation sets."""
-        known = {name: Calibration.from_dict(one) for name, one in json.loads(CALIBRATIONS.read_text()).items()}
-        rows = [["weights", "training pairs held out", "homographies", "RedKitchen"]]
-        measured = {run.info["matcher"] for run in self.runs("homography", self.labels[1:])}
-        for name, one in ((name, one) for name, one in known.items() if name in measured):
-            cells = [f"{100 * one.ece_before:.1f} to {100 * one.ece_after:.1f}"]
-            for benchmark in ("homography", "redkitchen"):
-                run = next(run for run in self.runs(benchmark, self.labels[1:]) if run.info["matcher"] == name)
-                scores, correct = run.pairs["match_scores"], run.pairs["match_correct"] == 1
-                after = one.apply(torch.from_numpy(scores)).numpy()
-                errors = [100 * expected_calibration_error(values, correct) for values in (scores, after)]
-                cells.append(f"{errors[0]:.1f} to {errors[1]:.1f}")
-            rows.append([name, *cells])
-        return table(rows)
+        runs = {
+            (benchmark, run.info["matcher"]): run
+            for benchmark in CALIBRATION_JUDGED_ON
+            for run in reversed(self.runs(benchmark, self.labels[1:]))
+        }
+        names = [name for name in known_calibrations() if (CALIBRATION_JUDGED_ON[0], name) in runs]
+        return calibration_table({name: [runs[one, name] for one in CALIBRATION_JUDGED_ON] for name in names})
 
     def save(self, figure, name):
         """As docs/images/<name>.svg."""
@@ -195,6 +189,28 @@ class Page:
         plt.close(figure)
         file = FIGURES / f"{name}.svg"
         file.write_text(re.sub(r"[ \t]+$", "", file.read_text(), flags=re.MULTILINE))
+
+
+CALIBRATION_JUDGED_ON = ("homography", "redkitchen")
+
+
+def known_calibrations():
+    """Those in the package, by the name of the weights."""
+    return {name: Calibration.from_dict(one) for name, one in json.loads(CALIBRATIONS.read_text()).items()}
+
+
+def calibration_table(runs):
+    """Errors in percent before and after, a row for each name of weights, of their runs on CALIBRATION_JUDGED_ON."""
+    rows = [["weights", "training pairs held out", "homographies", "RedKitchen"]]
+    for name, judged in runs.items():
+        one = known_calibrations()[name]
+        errors = [(one.ece_before, one.ece_after)]
+        for run in judged:
+            scores, correct = run.pairs["match_scores"], run.pairs["match_correct"] == 1
+            after = one.apply(torch.from_numpy(scores)).numpy()
+            errors.append([expected_calibration_error(values, correct) for values in (scores, after)])
+        rows.append([name, *(f"{100 * before:.1f} to {100 * after:.1f}" for before, after in errors)])
+    return table(rows)
 
 
 METRICS = ("match_ms", "auc")

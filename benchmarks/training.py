@@ -9,7 +9,8 @@
     python benchmarks/training.py --page             # only write the page again, from results/training
 
 Needs ../shared/data (or ISINGLASS_SHARED): train/photos and train/hololens to learn from, eval/homography in HPatches
-layout and eval/redkitchen in SuperGlue's format to measure on.
+layout and eval/redkitchen in SuperGlue's format to measure on. What is measured is kept by its run's name: delete
+that of a run which has learnt on (results/training: held-out-*, thresholds, exits, exit-times, and the two sets).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 import training_measure
 import training_page
 import training_ship
-from evaluation import SHARED
+from training_measure import FRAMES, PHOTOS
 from training_variants import VARIANTS, variant
 
 from isinglass.train.recipes import recipe
@@ -32,7 +33,6 @@ from isinglass.weights.records import OWN_DATA
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results/training"
-PHOTOS, FRAMES = SHARED / "data/train/photos", SHARED / "data/train/hololens"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class Plan:
 
 
 FEATURES = {"sift": "rootsift", "aliked": "aliked-n16"}
-VIEWS = 6  # a photo, of the recipes; validation and measurements are always of these
+VIEWS = recipe("lightglue-sift-homography-small").views_a_photo  # validation and measurements are always of these
 LEGS = {
     ("sift", "homography"): ((4000, VIEWS), (8000, 2 * VIEWS)),
     ("sift", "posed"): ((2000, 2 * VIEWS),),
@@ -125,6 +125,15 @@ def keep_log(label, folder):
     (RESULTS / f"logs/{label}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in kept))
 
 
+def ship(work):
+    """What is trained of SHIPPED."""
+    for label, name in SHIPPED.items():
+        if (work / label / "best.safetensors").is_file():
+            held_out = source_pairs(recipe(RUNS[label].recipe), work, VIEWS).validation
+            training_ship.ship(work, label, name, held_out)
+    training_ship.write_manifest()
+
+
 def main():
     """What the arguments say, then the page."""
     match sys.argv[1:]:
@@ -136,11 +145,7 @@ def main():
         case ["finetune", work]:
             training_measure.finetuning(Path(work))
         case ["ship", work]:
-            for label, name in SHIPPED.items():
-                if (Path(work) / label / "best.safetensors").is_file():
-                    held_out = source_pairs(recipe(RUNS[label].recipe), Path(work), VIEWS).validation
-                    training_ship.ship(Path(work), label, name, held_out)
-            training_ship.write_manifest()
+            ship(Path(work))
         case ["calibrate", work]:
             training_ship.calibrate(Path(work), SHIPPED.values())
         case ["speed", work]:
@@ -149,7 +154,7 @@ def main():
             pass
         case _:
             sys.exit(f"{__doc__}\nRUNS: {', '.join(RUNS)}")
-    training_page.write(RESULTS)
+    training_page.write(RESULTS, {features: LEGS[features, "homography"][0][0] for features in FEATURES})
 
 
 if __name__ == "__main__":

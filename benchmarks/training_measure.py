@@ -35,7 +35,7 @@ from isinglass.types import Features, Signature
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results/training"
-PHOTOS = SHARED / "data/train/photos"
+PHOTOS, FRAMES = SHARED / "data/train/photos", SHARED / "data/train/hololens"
 RATIOS = (0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)  # of nearest neighbours; the best is what is held against
 THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6)
 HELD_OUT_PAIRS, TRAINING_PAIRS, AT_ONCE = 480, 160, 16
@@ -165,7 +165,7 @@ def measure_sets(work, features, weights):
         rows[f"{features}-published-lightglue"] = {"matcher": PUBLISHED[features]}
     for name in ("homography", "redkitchen"):
         benchmark = load(name, work)
-        for folder in (PHOTOS, SHARED / "data/train/hololens/images"):
+        for folder in (PHOTOS, FRAMES / "images"):
             if leaks := leak_report(folder, benchmark):
                 sys.exit(f"training images are among the images of {name}: {leaks}")
         for label, options in rows.items():

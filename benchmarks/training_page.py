@@ -10,12 +10,10 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
-from evaluation_page import CALIBRATIONS, Page, table, wrapped
+from evaluation_page import CALIBRATION_JUDGED_ON, Page, calibration_table, known_calibrations, table, wrapped
 
 from isinglass.eval.runs import load_run
-from isinglass.metrics import auc, bootstrap_interval, expected_calibration_error
-from isinglass.ops.calibration import Calibration
+from isinglass.metrics import auc, bootstrap_interval
 from isinglass.train.recipes import recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,7 +24,6 @@ SOLVER = "poselib"
 COLOURS = {"lightglue": "#0b62a4", "superglue": "#c44e00"}
 KINDS = {"lightglue": "LightGlue", "superglue": "SuperGlue"}
 SHORT = {"sift": "RootSIFT", "aliked": "ALIKED"}
-FIRST_DECAY = {"sift": 64_000, "aliked": 48_000}  # pairs of the first stage seen when its rate had decayed once
 
 
 def percent(value):
@@ -187,16 +184,17 @@ def trained_rows(results):
     return "\n".join(rows)
 
 
-def taken_up(results):
-    """F1 on held-out photos when the first stage's learning rate had decayed once, and when it had again."""
+def taken_up(results, first_ends):
+    """F1 on held-out photos when the first stage's learning rate had decayed once (at step `first_ends`), and again."""
     rows = [["features", "matcher", "pairs", "F1", "pairs", "F1"]]
     for features, title in SHORT.items():
         for kind, matcher in KINDS.items():
-            seen = {row["pairs"]: row["f1"] for row in log_of(results, f"{kind}-{features}-homography") if "f1" in row}
+            seen = {row["step"]: row for row in log_of(results, f"{kind}-{features}-homography") if "f1" in row}
             if seen:
-                ends = FIRST_DECAY[features], max(seen)
-                cells = (cell for end in ends for cell in (f"{end:,}", percent(seen[end])))
-                rows.append([title, matcher, *cells])
+                ends = seen[first_ends[features]], seen[max(seen)]
+                rows.append(
+                    [title, matcher, *(cell for row in ends for cell in (f"{row['pairs']:,}", percent(row["f1"])))]
+                )
     return table(rows)
 
 
@@ -251,24 +249,14 @@ def exit_choice(results):
 
 
 def calibration(results):
-    """Calibration errors of the shipped weights, on held-out pairs not fitted on and on the evaluation sets."""
-    known = {name: one for name, one in json.loads(CALIBRATIONS.read_text()).items() if name.endswith("-small")}
-    rows = [["weights", "held-out pairs", "homographies", "RedKitchen"]]
-    for name, values in known.items():
-        one = Calibration.from_dict(values)
-        cells = [f"{100 * one.ece_before:.1f} to {100 * one.ece_after:.1f}"]
+    """Calibration errors of the shipped weights; None = not measured."""
+    runs = {}
+    for name in known_calibrations():
         label = name if name.startswith("lightglue") else name.replace("small", "posed")  # of the same weights
-        if not all((results / benchmark / f"{label}.json").is_file() for benchmark in AT):
-            continue
-        for benchmark in AT:
-            run = load_run(results / benchmark / f"{label}.json")
-            scores, correct = run.pairs["match_scores"], run.pairs["match_correct"] == 1
-            after = one.apply(torch.from_numpy(scores)).numpy()
-            cells.append(
-                " to ".join(f"{100 * expected_calibration_error(each, correct):.1f}" for each in (scores, after))
-            )
-        rows.append([name, *cells])
-    return table(rows) if known else None
+        paths = [results / benchmark / f"{label}.json" for benchmark in CALIBRATION_JUDGED_ON]
+        if name.endswith("-small") and all(path.is_file() for path in paths):
+            runs[name] = [load_run(path) for path in paths]
+    return calibration_table(runs) if runs else None
 
 
 def speed(results):
@@ -310,8 +298,8 @@ def finetuning(results):
 MISSING = "Not measured yet."
 
 
-def write(results):
-    """docs/training.md."""
+def write(results, first_ends):
+    """docs/training.md; `first_ends` are the steps that the first schedule of each features' first stage ended at."""
     sections = {
         name: make(results) or MISSING
         for name, make in (
@@ -324,7 +312,7 @@ def write(results):
     )
     sections["parameters"] = " and ".join(f"{count / 1e6:.2f}" for count in counts) + " million"
     sections["trained_rows"] = trained_rows(results)
-    sections["taken_up"] = taken_up(results)
+    sections["taken_up"] = taken_up(results, first_ends)
     sections["finetuning"] = finetuning(results) or MISSING
     for features in ("sift", "aliked"):
         is_there = (results / f"held-out-{features}.json").is_file()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from evaluation import CALIBRATIONS, SETTINGS, hololens_list, measure
-from training_measure import AT_ONCE, PHOTOS, RESULTS, SHARED, judge_of, loaded, threshold_of
+from training_measure import AT_ONCE, FRAMES, PHOTOS, RESULTS, judge_of, loaded, threshold_of
 
 from isinglass.datasets.leak import fingerprints, save_manifest
 from isinglass.datasets.posed import load_superglue_pairs
@@ -26,7 +26,6 @@ from isinglass.weights.records import OWN_DATA
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "src/isinglass/weights/data"
-FRAMES = SHARED / "data/train/hololens"
 ALPHAS = (0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.997, 0.999)  # of LightGlue's exits (eq. 12); the paper's is 0.95
 MOST_LOST = 0.005  # of F1, by exits
 EXIT_PAIRS, CALIBRATION_PAIRS = 160, 150
