@@ -58,18 +58,26 @@ def best_nearest(found):
     )
 
 
+def held_out_counts(results, features):
+    """By matcher, and the label of nearest neighbours at their best."""
+    found = json.loads((results / f"held-out-{features}.json").read_text())
+    return found, best_nearest(found)
+
+
+def f1_over(found, label, nearest):
+    """Points of F1 over nearest neighbours, with the interval."""
+    gain = precision_recall_f1(found[label])[2] - precision_recall_f1(found[nearest])[2]
+    return f"{100 * gain:+.1f} ({interval(f1_interval(found[label], found[nearest]), 100)})"
+
+
 def held_out(results, features):
     """A row a matcher."""
-    found = json.loads((results / f"held-out-{features}.json").read_text())
-    nearest = best_nearest(found)
+    found, nearest = held_out_counts(results, features)
     rows = [["matcher", "precision", "recall", "F1 (95 %)", "over nearest neighbours (95 %)"]]
     for label in [nearest, *(one for one in found if not one.startswith("nearest"))]:
         precision, recall, f1 = precision_recall_f1(found[label])
         cells = [percent(precision), percent(recall), f"{percent(f1)} ({interval(f1_interval(found[label]), 100)})"]
-        over = "-"
-        if label != nearest:
-            gain = f1 - precision_recall_f1(found[nearest])[2]
-            over = f"{100 * gain:+.1f} ({interval(f1_interval(found[label], found[nearest]), 100)})"
+        over = "-" if label == nearest else f1_over(found, label, nearest)
         name = label.replace("nearest", "mutual nearest neighbours, ratio")
         rows.append([name, *cells, over])
     return table(rows)
@@ -85,8 +93,8 @@ def best_errors(run, at):
     return run.pairs[name], name.rsplit("__", 1)[1]
 
 
-def on_set(results, name, features):
-    """A row a matcher: AUC with intervals, and the difference to nearest neighbours on the same pairs."""
+def runs_on(results, name, features):
+    """By matcher, and the label of nearest neighbours at their best."""
     middle = AT[name][1]
     runs = {path.stem: load_run(path) for path in sorted((results / name).glob("*.json"))}
     runs = {label: run for label, run in runs.items() if f"{features}-" in label}
@@ -94,7 +102,20 @@ def on_set(results, name, features):
         (label for label in runs if "nearest" in label),
         key=lambda label: auc(best_errors(runs[label], middle)[0], [middle])[0],
     )
-    base, _ = best_errors(runs[nearest], middle)
+    return runs, nearest
+
+
+def auc_over(run, nearest, at):
+    """Points of AUC over the run of nearest neighbours, with the interval."""
+    (errors, _), (base, _) = best_errors(run, at), best_errors(nearest, at)
+    bounds = bootstrap_interval(errors, base, lambda values: auc(values, [at])[0])
+    return f"{100 * (auc(errors, [at])[0] - auc(base, [at])[0]):+.1f} ({interval(bounds, 100)})"
+
+
+def on_set(results, name, features):
+    """A row a matcher: AUC with intervals, and the difference to nearest neighbours on the same pairs."""
+    middle = AT[name][1]
+    runs, nearest = runs_on(results, name, features)
     titles = [f"AUC@{at} {UNIT[name]}" for at in AT[name]]
     rows = [["matcher", "matches", "precision", *titles, f"over nearest neighbours @{middle} (95 %)", "stop layer"]]
     for label in [nearest, *(one for one in runs if "nearest" not in one)]:
@@ -104,11 +125,33 @@ def on_set(results, name, features):
         for at in AT[name]:
             bounds = bootstrap_interval(errors, None, lambda values, at=at: auc(values, [at])[0])
             cells.append(f"{percent(auc(errors, [at])[0])} ({interval(bounds, 100)})")
-        gain = bootstrap_interval(errors, base, lambda values: auc(values, [middle])[0])
-        over = 100 * (auc(errors, [middle])[0] - auc(base, [middle])[0])
         layers = run.pairs["stop_layer"][run.pairs["stop_layer"] > 0]
-        cells.append("-" if label == nearest else f"{over:+.1f} ({interval(gain, 100)})")
+        cells.append("-" if label == nearest else auc_over(run, runs[nearest], middle))
         rows.append([label, *cells, f"{layers.mean():.1f}" if len(layers) else "-"])
+    return table(rows)
+
+
+def bars(results):
+    """What was asked of the shipped weights, and what came out: points over nearest neighbours (95 %)."""
+    rows = [
+        [
+            "over nearest neighbours at their best ratio, of",
+            "bar",
+            *(f"{kind}, {SHORT[one]}" for kind in KINDS.values() for one in SHORT),
+        ]
+    ]
+    held_out_cells, cells = [], {name: [] for name in AT}
+    for kind in KINDS:
+        for features in SHORT:
+            shipped = f"lightglue-{features}-small" if kind == "lightglue" else f"{kind}-{features}-posed"
+            found, nearest = held_out_counts(results, features)
+            held_out_cells.append(f1_over(found, f"{kind}-{features}-posed", nearest))
+            for name in AT:
+                runs, nearest = runs_on(results, name, features)
+                cells[name].append(auc_over(runs[shipped], runs[nearest], AT[name][1]))
+    rows.append(["F1 on photos held out", "+15", *held_out_cells])
+    rows.append(["AUC@3 px of homographies", "above 0", *cells["homography"]])
+    rows.append(["AUC@10 deg of RedKitchen", "above 0; RootSIFT +15", *cells["redkitchen"]])
     return table(rows)
 
 
@@ -312,6 +355,7 @@ def write(results, first_ends):
     )
     sections["parameters"] = " and ".join(f"{count / 1e6:.2f}" for count in counts) + " million"
     sections["trained_rows"] = trained_rows(results)
+    sections["bars"] = bars(results)
     sections["taken_up"] = taken_up(results, first_ends)
     sections["finetuning"] = finetuning(results) or MISSING
     for features in ("sift", "aliked"):
