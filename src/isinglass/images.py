@@ -309,9 +309,12 @@ def tiles(view: View, size: int, overlap: int = 0) -> Iterator[View]:
 
 
 def points_to_original(view: View, points: Tensor) -> Tensor:
-    """Points (..., 2) px of the view in pixels of the original, in the dtype and on the device they came in."""
-    affine = view.to_original.to(points.device)
-    return (points.double() @ affine[:, :2].T + affine[:, 2]).to(points.dtype)
+    """Points (..., 2) px of the view in pixels of the original, in the dtype and on the device they came in.
+
+    Computed in float64 on the CPU, as some devices have no float64.
+    """
+    mapped = points.cpu().double() @ view.to_original[:, :2].T + view.to_original[:, 2]
+    return mapped.to(points.dtype).to(points.device)
 
 
 def features_to_original(view: View, features: Features) -> Features:
@@ -321,13 +324,14 @@ def features_to_original(view: View, features: Features) -> Features:
     """
     if len(features) != 1:
         raise InputError(f"features of {len(features)} images came with one view; expected a batch of one (use f[i])")
-    linear = view.to_original[:, :2].to(features.device)
+    linear = view.to_original[:, :2]
     scales, orientations = features.scales, features.orientations
     if scales is not None:
-        scales = scales * linear.det().abs().sqrt().to(scales.dtype)
-    if orientations is not None:
-        direction = torch.stack([orientations.cos(), orientations.sin()], dim=-1).double() @ linear.T
-        orientations = torch.atan2(direction[..., 1], direction[..., 0]).to(orientations.dtype)
+        scales = scales * float(linear.det().abs().sqrt())
+    if orientations is not None:  # in float64, on the CPU as above
+        direction = torch.stack([orientations.cos(), orientations.sin()], dim=-1).cpu().double() @ linear.T
+        angles = torch.atan2(direction[..., 1], direction[..., 0])
+        orientations = angles.to(orientations.dtype).to(orientations.device)
     return replace(
         features,
         keypoints=points_to_original(view, features.keypoints),
