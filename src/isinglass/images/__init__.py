@@ -1,0 +1,70 @@
+"""Images: reading them, their headers, and views of them.
+
+Names are resolved at first use: what needs only suffixes or a file's header does not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from isinglass.images.formats import IMAGE_SUFFIXES, MAX_PIXELS
+    from isinglass.images.reading import ImageSource, exif_orientation, read_image, read_mask
+    from isinglass.images.views import (
+        View,
+        cropped,
+        features_to_original,
+        mirrored,
+        points_to_original,
+        resized,
+        tiles,
+        turned,
+        upright,
+        whole,
+    )
+
+_HOMES = {
+    "formats": ("IMAGE_SUFFIXES", "MAX_PIXELS"),
+    "reading": ("ImageSource", "exif_orientation", "read_image", "read_mask"),
+    "views": (
+        "View",
+        "cropped",
+        "features_to_original",
+        "mirrored",
+        "points_to_original",
+        "resized",
+        "tiles",
+        "turned",
+        "upright",
+        "whole",
+    ),
+}
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "MAX_PIXELS",
+    "ImageSource",
+    "View",
+    "cropped",
+    "exif_orientation",
+    "features_to_original",
+    "mirrored",
+    "points_to_original",
+    "read_image",
+    "read_mask",
+    "resized",
+    "tiles",
+    "turned",
+    "upright",
+    "whole",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"isinglass.images.{home}"), name)
+    raise AttributeError(f"module 'isinglass.images' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__
