@@ -1,0 +1,101 @@
+"""Hashes that our files carry, so that no damaged one is taken for a whole one.
+
+JSON files have a field "sha256" of all their other fields. Binary files end with a seal: a mark and the sha256 of every
+byte before it. Files of earlier versions have neither and are still read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from isinglass.errors import InputError
+from isinglass.files.atomic import PathLike, write_atomically
+
+FIELD = "sha256"
+_MARK = b"\nisinglass sha256 "
+SEAL_BYTES = len(_MARK) + 64
+
+
+# ---- JSON
+
+
+def signed_json(
+    content: Mapping[str, Any], *, indent: int | None = None, default: Callable[[Any], Any] | None = None
+) -> str:
+    """Return the mapping as JSON text with its hash as the last field; arguments are those of `json.dumps`."""
+    plain = json.loads(json.dumps(content, default=default))  # tuples become lists, numbers as keys become text
+    plain.pop(FIELD, None)
+    return json.dumps({**plain, FIELD: _json_hash(plain)}, indent=indent)
+
+
+def verify_json(text: str | bytes) -> dict[str, Any]:
+    """Return the fields of a JSON object without its hash. Raises ValueError where the text is damaged.
+
+    An object without the field "sha256", as earlier versions wrote it, is returned as it is.
+    """
+    try:
+        content = json.loads(text if isinstance(text, str) else text.decode("utf-8"), object_pairs_hook=_distinct)
+    except RecursionError as error:
+        raise ValueError("its JSON is nested too deeply") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"its JSON is a {type(content).__name__}, expected an object")
+    if FIELD not in content:
+        return content
+    expected = content.pop(FIELD)
+    if (found := _json_hash(content)) != expected:
+        raise ValueError(f"its content has the sha256 {found[:12]}..., but was written with {str(expected)[:12]}...")
+    return content
+
+
+def write_signed_json(path: PathLike, content: Mapping[str, Any], *, indent: int | None = 1) -> None:
+    """Write the mapping as JSON with its hash, atomically. Raises WriteError where the file cannot be written."""
+    text = signed_json(content, indent=indent)
+    with write_atomically(path) as temporary:
+        temporary.write_text(f"{text}\n", encoding="utf-8")
+
+
+def read_signed_json(path: PathLike) -> dict[str, Any]:
+    """Read what `write_signed_json` or an earlier version wrote, without the hash.
+
+    Raises InputError, which names the file, where it is missing, damaged or no JSON object.
+    """
+    try:
+        return verify_json(Path(path).read_bytes())
+    except OSError as error:
+        raise InputError(f"{str(path)!r} cannot be read ({error}). Check the path") from error
+    except ValueError as error:
+        raise InputError(f"{str(path)!r} is damaged ({error}). Delete it and make it again") from error
+
+
+def _json_hash(content: Mapping[str, Any]) -> str:
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode("ascii")).hexdigest()
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("its JSON has a field twice")
+    return content
+
+
+# ---- bytes
+
+
+def seal(content: bytes) -> bytes:
+    """Return the content with a seal behind it. HDF5 ignores what follows its own end."""
+    return content + _MARK + hashlib.sha256(content).hexdigest().encode("ascii")
+
+
+def unseal(content: bytes) -> tuple[bytes, bool]:
+    """Return the content before the seal, and whether there is a seal. Raises ValueError where the two disagree."""
+    body, end = content[:-SEAL_BYTES], content[-SEAL_BYTES:]
+    if not end.startswith(_MARK):
+        return content, False
+    if hashlib.sha256(body).hexdigest().encode("ascii") != end[len(_MARK) :]:
+        raise ValueError("its content does not have the sha256 that it was written with")
+    return body, True
