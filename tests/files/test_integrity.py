@@ -11,7 +11,12 @@ from isinglass.errors import InputError
 from isinglass.files import read_signed_json, signed_json, verify_json, write_signed_json
 from isinglass.files.integrity import seal, unseal
 
-CONTENT = {"schema": "made 1", "names": ["a.jpg", "größe.jpg", "\udcff.jpg"], "values": [1, 2.5, -0.0, None, True], "deep": {"3": {}}}
+CONTENT = {
+    "schema": "made 1",
+    "names": ["a.jpg", "größe.jpg", "\udcff.jpg"],
+    "values": [1, 2.5, -0.0, None, True],
+    "deep": {"3": {}},
+}
 
 
 def flips(content: bytes, step: int = 1):
