@@ -1,8 +1,12 @@
 """Measure the pairs of extractor and matcher at hand on real data; write docs/benchmarks.md from the stored runs.
 
-    python benchmarks/evaluation.py WORK          # measure what is not yet measured (features and matches go to WORK)
-    python benchmarks/evaluation.py WORK timed    # the same for what needs a quiet machine: run time, tuned thresholds
-    python benchmarks/evaluation.py --page        # only write the page again, from results/eval
+    python benchmarks/evaluation.py WORK             # measure all that is missing or was judged by another truth
+    python benchmarks/evaluation.py WORK redkitchen  # the same, of one benchmark
+    python benchmarks/evaluation.py WORK timed       # the same for what needs a quiet machine: run time, thresholds
+    python benchmarks/evaluation.py --page           # only write the page again, from results/eval
+
+Features and matches go to WORK, so a stopped run continues with the same command. A stored run is kept while its
+protocol is that of the benchmark: a changed list of pairs or poses makes its runs anew.
 
 Needs ../shared/data (or ISINGLASS_SHARED): eval/homography in HPatches layout, eval/redkitchen in SuperGlue's format,
 train/photos for the rotation sweep and, with train/hololens, for calibration.
@@ -25,13 +29,17 @@ from isinglass.datasets.leak import leak_report
 from isinglass.datasets.posed import load_superglue_pairs
 from isinglass.datasets.synthetic import rotation_sweep, synthetic_homographies
 from isinglass.eval.calibration import fit_calibrations, write_calibrations
-from isinglass.eval.evaluate import SOLVERS, Protocol, evaluate
+from isinglass.eval.evaluate import AUC_AT, SOLVERS, Protocol, evaluate
+from isinglass.eval.predictions import predict
 from isinglass.eval.runs import load_run, save_run
 from isinglass.eval.tune import Search, tune
+from isinglass.geometry.solvers import solve_pose
+from isinglass.metrics import auc, pose_error_deg
 from isinglass.pipeline import Pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("ISINGLASS_SHARED") or ROOT.parent / "shared")
+REDKITCHEN = SHARED / "data/eval/redkitchen/pairs_corrected.txt"  # poses and focal length of the colour camera
 RESULTS = ROOT / "benchmarks/results/eval"
 CALIBRATIONS = ROOT / "src/isinglass/weights/calibrations.json"
 
@@ -56,6 +64,7 @@ CALIBRATED_ON = ("synthetic", "hololens")  # training data: no image of it is in
 TIMED = ("aliked-lightglue-full", "aliked-lightglue", "disk-lightglue", "xfeat-lighterglue", "aliked-nn")
 KEYPOINTS = (256, 512, 1024, 2048, 4096)
 TIMED_PAIRS_EACH = 4  # every fourth pair of the homographies
+RADIAL, RADIAL_OF, RADIAL_THRESHOLD_PX = -0.023, "aliked-lightglue", 1.0  # fitted together with the focal length
 ROTATION_PHOTOS = 8
 ROTATION_STEP_DEG = 30
 SYNTHETIC_PAIRS = 150
@@ -68,7 +77,7 @@ def load(name, work):
     if name == "homography":
         return load_hpatches(SHARED / "data/eval/homography", name="homography")
     if name == "redkitchen":
-        return load_superglue_pairs(SHARED / "data/eval/redkitchen/pairs_with_gt.txt", name="redkitchen")
+        return load_superglue_pairs(REDKITCHEN, name="redkitchen")
     if name == "hololens":
         return load_superglue_pairs(hololens_list(work), SHARED / "data/train/hololens/images", name="hololens")
     photos = sorted((SHARED / "data/train/photos").iterdir())
@@ -97,9 +106,9 @@ def hololens_list(work, frames=None, apart=HOLOLENS_FRAMES_APART):
 
 
 def measure(name, label, benchmark, work, options, *, results=RESULTS, **protocol):
-    """One run, unless it is stored."""
+    """Store one run, unless it is stored already and was judged by the same truth."""
     kept = results / name / f"{label}.json"
-    if kept.is_file():
+    if kept.is_file() and json.loads(kept.read_text())["benchmark"]["protocol"] == benchmark.protocol:
         return
     run = evaluate(benchmark, Pipeline(**options), work / benchmark.name, label=label, protocol=Protocol(**protocol))
     info = {key: value for key, value in run.info.items() if key != "images"}  # paths of this machine
@@ -108,14 +117,18 @@ def measure(name, label, benchmark, work, options, *, results=RESULTS, **protoco
     print(f"{name} {label}: {run.info['benchmark']['num_pairs']} pairs", flush=True)
 
 
-def measure_accuracy(work):
-    """All configurations on all benchmarks, and what calibration is fitted on."""
-    for name, settings in SETTINGS.items():
-        benchmark, training = load(name, work), name in CALIBRATED_ON
+def measure_accuracy(work, names=tuple(SETTINGS)):
+    """Measure all configurations on the benchmarks of those names; on all, also fit the calibrations."""
+    for name in names:
+        settings, benchmark, training = SETTINGS[name], load(name, work), name in CALIBRATED_ON
         solvers = ("poselib",) if training or name == "rotation" else SOLVERS[benchmark.task]
         for label, options in CONFIGURATIONS.items():
             if label in CALIBRATED or not (training or (name == "rotation" and "precision" in options)):
                 measure(name, label, benchmark, work, {**settings, **options}, solvers=solvers)
+        if name == "redkitchen":
+            measure_radial(benchmark, work, {**settings, **CONFIGURATIONS[RADIAL_OF]})
+    if names != tuple(SETTINGS):
+        return
     for name in ("homography", "redkitchen"):
         benchmark = load(name, work)
         for folder in ("photos", "hololens/images"):
@@ -123,6 +136,35 @@ def measure_accuracy(work):
                 sys.exit(f"training images are among the images of {name}: {leaks}")
     runs = [load_run(RESULTS / name / f"{label}.json") for name in CALIBRATED_ON for label in CALIBRATED]
     write_calibrations(CALIBRATIONS, fit_calibrations(runs))
+
+
+def measure_radial(benchmark, work, options):
+    """Store what RedKitchen's radial distortion is worth in AUC: lists of pairs have no place for it."""
+    kept = RESULTS / "radial-redkitchen.json"
+    if kept.is_file() and json.loads(kept.read_text())["protocol"] == benchmark.protocol:
+        return
+    errors = {"ignored": [], "undone": []}
+    for prediction in predict(benchmark, Pipeline(**options), work / benchmark.name):
+        pair, saved = prediction.pair, prediction.saved
+        points = saved.points0.numpy().astype(float), saved.points1.numpy().astype(float)
+        cameras = pair.camera0, pair.camera1
+        undone = [undistorted(*side) for side in zip(points, cameras, strict=True)]
+        for label, sides in (("ignored", points), ("undone", undone)):
+            pose = solve_pose(*sides, *cameras, "poselib", RADIAL_THRESHOLD_PX)
+            truth = pair.pose.rotation, pair.pose.translation
+            errors[label].append(max(pose_error_deg(pose.rotation, pose.translation, *truth)))
+    areas = {label: auc(np.array(values), AUC_AT["pose"]) for label, values in errors.items()}
+    about = {"protocol": benchmark.protocol, "label": RADIAL_OF, "radial": RADIAL, "threshold_px": RADIAL_THRESHOLD_PX}
+    kept.write_text(json.dumps({**about, "auc": areas}, indent=1) + "\n")
+
+
+def undistorted(points, camera):
+    """Return the points (N, 2) in px as a camera without radial distortion would see them."""
+    seen = (points - camera[:2, 2]) / camera[0, 0]
+    ideal = seen
+    for _ in range(20):
+        ideal = seen / (1 + RADIAL * np.square(ideal).sum(axis=1, keepdims=True))
+    return ideal * camera[0, 0] + camera[:2, 2]
 
 
 def measure_times(work):
@@ -135,10 +177,10 @@ def measure_times(work):
             protocol = {"solvers": ("poselib",), "thresholds_px": (2.0,), "fixed_threshold_px": 2.0}
             measure("runtime", f"{label}-{count}", some, work, options, **protocol)
     for name, threshold_px in (("homography", 2.0), ("redkitchen", 1.0)):
-        kept = RESULTS / f"tune-{name}.json"
-        if not kept.is_file():
+        kept, benchmark = RESULTS / f"tune-{name}.json", load(name, work)
+        if not kept.is_file() or json.loads(kept.read_text())["protocol"] != benchmark.protocol:
             search = Search(threshold_px=threshold_px, filters=(0.05, 0.1, 0.2), repeats=1)
-            tune(load(name, work), Pipeline(**SETTINGS[name]), work / name, search)
+            tune(benchmark, Pipeline(**SETTINGS[name]), work / name, search)
             shutil.copyfile(work / name / f"tune-{name}-lightglue-aliked.json", kept)
             print(f"tuned on {name}: {json.loads(kept.read_text())['chosen']}", flush=True)
 
@@ -146,13 +188,13 @@ def measure_times(work):
 def main():
     """What the arguments say, then the page."""
     if sys.argv[1:] != ["--page"]:
-        if len(sys.argv) not in (2, 3) or sys.argv[2:] not in ([], ["timed"]):
+        if len(sys.argv) < 2 or not set(sys.argv[2:]) <= {*SETTINGS, "timed"}:
             sys.exit(__doc__)
-        work = Path(sys.argv[1])
-        if sys.argv[2:] == ["timed"]:
+        work, names = Path(sys.argv[1]), sys.argv[2:]
+        if names == ["timed"]:
             measure_times(work)
         else:
-            measure_accuracy(work)
+            measure_accuracy(work, tuple(names or SETTINGS))
     evaluation_page.write(RESULTS, CONFIGURATIONS)
 
 

@@ -96,6 +96,22 @@ class Page:
             rows.append([run.info["label"], *cells, f"{layers.mean():.1f}" if len(layers) else "-"])
         return table(rows)
 
+    def radial(self):
+        """A sentence on the radial distortion, which lists of pairs have no place for."""
+        file = self.results / "radial-redkitchen.json"
+        if not file.is_file():
+            return ""
+        found = json.loads(file.read_text())
+        undone, ignored = (
+            " / ".join(f"{100 * area:.1f}" for area in found["auc"][key]) for key in ("undone", "ignored")
+        )
+        at = " / ".join(map(str, AUC_AT["pose"]))
+        return (
+            f"Lists of pairs have no place for radial distortion ({found['radial']:g}), so all rows ignore it: undone, "
+            f"it brings {found['label']} an AUC@{at} deg of {undone} instead of {ignored} (PoseLib, "
+            f"{found['threshold_px']:g} px)."
+        )
+
     def rotation(self):
         """By angle: share of photos whose homography is found, and share of matches that are right."""
         found = self.runs("rotation")
@@ -235,6 +251,7 @@ def write(results, labels):
                 homography_solvers=page.solvers("homography"),
                 redkitchen_matches=page.matches("redkitchen"),
                 redkitchen_solvers=page.solvers("redkitchen"),
+                radial=page.radial(),
                 rotation=page.rotation(),
                 times=page.times(),
                 tuned_homography=verdict(*tuned["homography"]),

@@ -47,9 +47,24 @@ STRANGERS = 12  # queries of the other set
 
 
 def redkitchen():
-    """Poses chained from the pairs of the list: 49 of the 50 frames are in it."""
+    """The frames and the truth of the colour camera; depth images have the poses and intrinsics of their own."""
     folder = SHARED / "data/eval/redkitchen"
-    rows = [line.split() for line in (folder / "pairs_with_gt.txt").read_text().splitlines()]
+    poses = chained(folder / "pairs_corrected.txt")
+    names = sorted(poses)
+    return {
+        "photos": folder / "images",
+        "poses": poses,
+        "camera": ("SIMPLE_RADIAL", (640, 480), (526.205, 319.5, 239.5, -0.023)),  # fitted with the poses
+        "depth_poses": chained(folder / "pairs_with_gt.txt"),
+        "depth_camera": np.array([[585.0, 0, 320.0], [0, 585.0, 240.0], [0, 0, 1]]),
+        "mapped": [name for i, name in enumerate(names) if i % 4 != 3],
+        "queries": names[3::4],
+    }
+
+
+def chained(file):
+    """Return the poses of the frames in a list of pairs, in the frame of the first: 49 of the 50 are in it."""
+    rows = [line.split() for line in file.read_text().splitlines()]
     steps = {}
     for row in rows:
         step = np.array(row[22:], float).reshape(4, 4)
@@ -62,14 +77,7 @@ def redkitchen():
         for other in set(steps[name]) - set(poses):
             poses[other] = steps[name][other] @ poses[name]
             pending.append(other)
-    names = sorted(poses)
-    return {
-        "photos": folder / "images",
-        "poses": poses,
-        "camera": ("PINHOLE", (640, 480), (585.0, 585.0, 320.0, 240.0)),
-        "mapped": [name for i, name in enumerate(names) if i % 4 != 3],
-        "queries": names[3::4],
-    }
+    return poses
 
 
 def hololens(step=2):
@@ -84,6 +92,8 @@ def hololens(step=2):
         "photos": folder / "images",
         "poses": poses,
         "camera": ("PINHOLE", (540, 360), parameters),
+        "depth_poses": poses,
+        "depth_camera": matrix,
         "mapped": [name for i, name in enumerate(names) if i % 4 != 3][::step],
         "queries": names[3::4],
     }

@@ -26,7 +26,7 @@ from PIL import Image
 from isinglass.eval.runs import machine
 from isinglass.pipeline import Pipeline
 from isinglass.sfm.cameras import CameraOptions
-from isinglass.sfm.colmap import Project, pycolmap_module, quiet
+from isinglass.sfm.colmap import Project, camera_of, pycolmap_module, quiet
 from isinglass.sfm.mapping import MapOptions, make_map
 from isinglass.sfm.reconstruct import read_model
 
@@ -36,7 +36,7 @@ EVERY = {"redkitchen": 1, "hololens": 4}
 
 
 def prepared(name, work):
-    """Photos in a format that COLMAP reads, too; poses by name; known intrinsics."""
+    """Photos in a format that COLMAP reads, too; poses by name; known intrinsics: camera model and parameters."""
     case = CASES[name]()
     photos = work / name / "photos"
     photos.mkdir(parents=True, exist_ok=True)
@@ -50,12 +50,14 @@ def prepared(name, work):
                 Image.open(source).convert("RGB").save(target)
         if source.name in case["poses"]:
             poses[target.name] = case["poses"][source.name]
-    return photos, poses, case["camera"][2]
+    model, _, params = case["camera"]
+    return photos, poses, (model, params)
 
 
-def ours(photos, folder, params, pipeline, mapper="hybrid"):
+def ours(photos, folder, given, pipeline, mapper="hybrid"):
     """A map by `isinglass map`'s function, what it says of itself, and its largest model."""
-    cameras = CameraOptions(share="single", model="SIMPLE_RADIAL" if params is None else "PINHOLE", params=params)
+    model, params = given or ("SIMPLE_RADIAL", None)
+    cameras = CameraOptions(share="single", model=model, params=params)
     stages = []
 
     def tell(stage, done, of):
@@ -79,7 +81,7 @@ def by_size(models):
     return sorted(models, key=lambda one: -one.num_reg_images())
 
 
-def theirs(photos, folder, params, mapper="incremental"):
+def theirs(photos, folder, given, mapper="incremental"):
     """COLMAP's own features, matcher and one of its mappers, on the CPU; both mappers work on one database."""
     colmap = pycolmap_module()
     folder.mkdir(parents=True, exist_ok=True)
@@ -88,16 +90,18 @@ def theirs(photos, folder, params, mapper="incremental"):
     sparse.mkdir(exist_ok=True)
     if mapper == "incremental":
         make, options = colmap.incremental_mapping, colmap.IncrementalPipelineOptions()
-        options.ba_refine_focal_length = options.ba_refine_extra_params = params is None
-        options.mapper.abs_pose_refine_focal_length = options.mapper.abs_pose_refine_extra_params = params is None
+        options.ba_refine_focal_length = options.ba_refine_extra_params = given is None
+        options.mapper.abs_pose_refine_focal_length = options.mapper.abs_pose_refine_extra_params = given is None
     else:
         make, options = colmap.global_mapping, colmap.GlobalPipelineOptions()
         adjustment = options.mapper.bundle_adjustment
-        adjustment.refine_focal_length = adjustment.refine_extra_params = params is None
+        adjustment.refine_focal_length = adjustment.refine_extra_params = given is None
     options.random_seed = 0
-    reader = colmap.ImageReaderOptions(camera_model="SIMPLE_RADIAL" if params is None else "PINHOLE")
-    if params is not None:
-        reader.camera_params = ",".join(map(str, (*params[:2], params[2] + 0.5, params[3] + 0.5)))
+    reader = colmap.ImageReaderOptions(camera_model="SIMPLE_RADIAL" if given is None else given[0])
+    if given is not None:
+        with Image.open(next(photos.iterdir())) as photo:
+            camera = camera_of(given[0], photo.size, given[1])
+        reader.camera_params = ",".join(map(str, camera.params))
     stages = {
         "extract": lambda: colmap.extract_features(
             database, photos, camera_mode=colmap.CameraMode.SINGLE, reader_options=reader, device=colmap.Device.cpu
@@ -165,10 +169,10 @@ def of_model(model, poses):
 
 def measure(name, work, pipeline):
     """All rows of a set."""
-    photos, poses, params = prepared(name, work)
+    photos, poses, intrinsics_given = prepared(name, work)
     count = len(list(photos.iterdir()))
     rows = {}
-    for intrinsics, given in (("found", None), ("given", params)):
+    for intrinsics, given in (("found", None), ("given", intrinsics_given)):
         for label, run in (
             ("ours", partial(ours, photos, work / name / "ours", given, pipeline)),
             *(

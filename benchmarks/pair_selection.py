@@ -41,13 +41,11 @@ def overlaps(name, work):
     """Names of the images with poses, and the overlap of each pair."""
     file = work / f"{name}-overlap.npz"
     case = CASES[name]()
-    names = sorted(case["poses"])
+    names, camera = sorted(case["poses"]), case["depth_camera"]
     if not file.exists():
-        fx, fy, cx, cy = case["camera"][2]
-        camera = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
         images = []
         for image in names:
-            photo, pose = case["photos"] / image, case["poses"][image]
+            photo, pose = case["photos"] / image, case["depth_poses"][image]
             depth = Depth(file=case["photos"].parent / f"depth/{photo.stem}.png", step=DEPTH_STEP[name])
             rotation, translation = pose[:3, :3], pose[:3, 3]
             images.append(

@@ -172,6 +172,7 @@ class Bench:
         """Pairs of real images with a truth."""
         if name == "homography":
             return load_hpatches(SHARED / "data/eval/homography", name=name).pairs
+        # the given truth is the depth camera's, and overlap is reckoned from depth
         return load_superglue_pairs(SHARED / "data/eval/redkitchen/pairs_with_gt.txt", name=name).pairs
 
     def features_of(self, image):

@@ -2,6 +2,7 @@
 
     python benchmarks/training.py train WORK RUN...  # one after the other, each on from where it was; see RUNS
     python benchmarks/training.py measure WORK       # what is trained, and mutual nearest neighbours
+    python benchmarks/training.py shipped WORK       # only the weights in the package, on the evaluation sets
     python benchmarks/training.py finetune WORK      # examples/finetune.py, of the weights that are shipped
     python benchmarks/training.py speed WORK         # wants a quiet machine
     python benchmarks/training.py ship WORK          # into the package; what it prints belongs into weights/records.py
@@ -10,7 +11,8 @@
 
 Needs ../shared/data (or ISINGLASS_SHARED): train/photos and train/hololens to learn from, eval/homography in HPatches
 layout and eval/redkitchen in SuperGlue's format to measure on. What is measured is kept by its run's name: delete
-that of a run which has learnt on (results/training: held-out-*, thresholds, exits, exit-times, and the two sets).
+that of a run which has learnt on (results/training: held-out-*, thresholds, exits, exit-times, and the two sets). Runs
+on the two sets are made anew where the truth has changed.
 """
 
 from __future__ import annotations
@@ -142,6 +144,8 @@ def main():
                 train(label, Path(work))
         case ["measure", work]:
             training_measure.accuracy(Path(work), RUNS)
+        case ["shipped", work]:
+            training_measure.shipped(Path(work))
         case ["finetune", work]:
             training_measure.finetuning(Path(work))
         case ["ship", work]:

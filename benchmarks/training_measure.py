@@ -40,6 +40,7 @@ RATIOS = (0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)  # of nearest neighbours; the be
 THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6)
 HELD_OUT_PAIRS, TRAINING_PAIRS, AT_ONCE = 480, 160, 16
 CPU = torch.device("cpu")
+SHIPPED = ("sift", "aliked")  # features that the package has weights for
 PUBLISHED = {"aliked": "lightglue-aliked"}  # of full size; measured beside ours where it can be had
 FROM_ABOVE = ("caliterra", "copr", "brighton", "seneca")
 STEPS_TIMED, VIEWS_TIMED, EXIT_REPEATS = 6, 24, 5
@@ -151,15 +152,20 @@ def judge_of(matcher, tell=lambda matches: None):
 # ---- on the evaluation sets
 
 
+def shipped(work):
+    """Measure the weights in the package and nearest neighbours on the evaluation sets."""
+    for features in SHIPPED:
+        measure_sets(work, features, {})
+
+
 def measure_sets(work, features, weights):
-    """Homographies and poses; of nearest neighbours at all ratios."""
+    """Measure homographies and poses: weights in the package, those of `weights`, nearest neighbours at all ratios."""
     extractor = EXTRACTORS[features]
     rows = {f"{features}-nearest-{ratio}": {"matcher": "nearest", "ratio": ratio} for ratio in RATIOS}
+    rows |= {name: {"matcher": name} for name in (f"lightglue-{features}-small", f"superglue-{features}-small")}
+    rows[f"lightglue-{features}-small-full"] = {"matcher": f"lightglue-{features}-small", "adaptive": False}
     for label, file in weights.items():
-        if label.endswith("confidence"):  # as they are shipped
-            rows[f"lightglue-{features}-small"] = {"matcher": f"lightglue-{features}-small"}
-            rows[f"lightglue-{features}-small-full"] = {"matcher": f"lightglue-{features}-small", "adaptive": False}
-        else:
+        if not label.endswith("confidence"):  # those are in the package
             rows[label] = {"matcher": str(file), "filter_threshold": threshold_of(work, label, file)}
     if features in PUBLISHED:
         rows[f"{features}-published-lightglue"] = {"matcher": PUBLISHED[features]}

@@ -143,12 +143,11 @@ def bars(results):
     held_out_cells, cells = [], {name: [] for name in AT}
     for kind in KINDS:
         for features in SHORT:
-            shipped = f"lightglue-{features}-small" if kind == "lightglue" else f"{kind}-{features}-posed"
             found, nearest = held_out_counts(results, features)
             held_out_cells.append(f1_over(found, f"{kind}-{features}-posed", nearest))
             for name in AT:
                 runs, nearest = runs_on(results, name, features)
-                cells[name].append(auc_over(runs[shipped], runs[nearest], AT[name][1]))
+                cells[name].append(auc_over(runs[f"{kind}-{features}-small"], runs[nearest], AT[name][1]))
     rows.append(["F1 on photos held out", "+15", *held_out_cells])
     rows.append(["AUC@3 px of homographies", "above 0", *cells["homography"]])
     rows.append(["AUC@10 deg of RedKitchen", "above 0; RootSIFT +15", *cells["redkitchen"]])
@@ -295,8 +294,7 @@ def calibration(results):
     """Calibration errors of the shipped weights; None = not measured."""
     runs = {}
     for name in known_calibrations():
-        label = name if name.startswith("lightglue") else name.replace("small", "posed")  # of the same weights
-        paths = [results / benchmark / f"{label}.json" for benchmark in CALIBRATION_JUDGED_ON]
+        paths = [results / benchmark / f"{name}.json" for benchmark in CALIBRATION_JUDGED_ON]
         if name.endswith("-small") and all(path.is_file() for path in paths):
             runs[name] = [load_run(path) for path in paths]
     return calibration_table(runs) if runs else None
