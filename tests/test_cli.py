@@ -115,16 +115,16 @@ def test_wrong_usage_is_exit_code_2(isinglass, arguments, words):
     assert words in err
 
 
-def test_bad_input_is_exit_code_1_and_one_line(isinglass, pair, tmp_path):
+def test_bad_input_is_one_line(isinglass, pair, tmp_path):
     code, _, err = isinglass("match", pair[0], tmp_path / "no.jpg", "-o", tmp_path, *FAST)
-    assert code == 1
+    assert code == 2
     assert "no file or folder" in err and "Traceback" not in err
     (tmp_path / "text.jpg").write_text("hello")
     code, _, err = isinglass("match", pair[0], tmp_path / "text.jpg", "-o", tmp_path, *FAST)
     assert code == 1
     assert "cannot be read as an image" in err
     code, _, err = isinglass("match", *pair, "--extractor", "alikd", "-o", tmp_path)
-    assert code == 1
+    assert code == 2
     assert "did you mean 'aliked" in err
 
 

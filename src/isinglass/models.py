@@ -22,37 +22,13 @@ from isinglass.matchers.superglue import SuperGlue
 from isinglass.ops.linear import compute_dtype
 from isinglass.options import Options
 from isinglass.types import Extractor, Matcher
-from isinglass.weights import record, records
+from isinglass.weights import record
 from isinglass.weights.checkpoint import read_checkpoint
+from isinglass.weights.names import HANDMADE, check_extractor, check_matcher, extractor_weights, matcher_weights
 
 EXTRACTORS = {"ALIKED": ALIKED, "DISK": DISK, "SuperPoint": SuperPoint, "XFeat": XFeat}
 MATCHERS = {"LightGlue": LightGlue, "SuperGlue": SuperGlue}
-HANDMADE = ("sift", "rootsift")  # extractors without weights
 LEAST_TILE = 256  # px, that memory may ask for: in smaller ones hardly a pixel sees all that its descriptor needs
-ALIASES = {"aliked": "aliked-n16"}  # short name -> the weights it stands for
-
-
-def extractor_weights(name: str) -> str:
-    """The full name that an extractor's short name stands for; of "detector+describer" both."""
-    return "+".join(ALIASES.get(part, part) for part in name.split("+"))
-
-
-def matcher_weights(name: str, extractor: str) -> str:
-    """The weights that `name` ("lightglue", "superglue", or a name of weights) means for an extractor's features.
-
-    Raises InputError where there are none for it.
-    """
-    families = {kind.lower(): kind for kind in MATCHERS}
-    if name == "nearest" or name not in families:
-        return name
-    descriptors = extractor.rpartition("+")[2]
-    fitting = [one.name for one in records(families[name]) if one.accepts is None or descriptors in one.accepts]
-    if not fitting:
-        raise InputError(
-            f"there are no {name} weights for features of {extractor!r}. Choose matcher 'nearest', or an extractor "
-            f"among {', '.join(sorted({e for one in records(families[name]) for e in one.accepts or ()}))}"
-        )
-    return fitting[0]
 
 
 def load_extractor(options: Options, device: torch.device) -> Extractor:
@@ -70,6 +46,7 @@ def load_extractor(options: Options, device: torch.device) -> Extractor:
     wanted = limit if limit is None or options.min_distance == 0 else limit + limit // 16
     if name in HANDMADE:
         return SIFT(SIFT.Config(rootsift=name == "rootsift", max_keypoints=wanted))
+    check_extractor(name, accept_licence=options.accept_licence)
     kind = _kind_of(name)
     if kind not in EXTRACTORS:
         raise InputError(f"{name!r} are weights of {kind}, no extractor; see `isinglass models`")
@@ -78,13 +55,16 @@ def load_extractor(options: Options, device: torch.device) -> Extractor:
 
 def load_matcher(options: Options, device: torch.device) -> Matcher:
     """The matcher of the options. Raises InputError or WeightsError where there is none."""
+    check_matcher(
+        options.matcher,
+        None,  # whether it fits a custom extractor is for the features to say
+        ratio=options.ratio,
+        filter_threshold=options.filter_threshold,
+        accept_licence=options.accept_licence,
+    )
     name = matcher_weights(options.matcher, extractor_weights(options.extractor))
     if name == "nearest":
-        if options.filter_threshold is not None:
-            raise InputError("filter_threshold is for matchers with learned scores; 'nearest' has none. Leave it out")
         return Nearest(Nearest.Config(ratio=options.ratio))
-    if options.ratio is not None:
-        raise InputError(f"ratio is for the matcher 'nearest'; {name!r} has filter_threshold instead")
     kind = _kind_of(name)
     if kind not in MATCHERS:
         raise InputError(f"{name!r} are weights of {kind}, no matcher; see `isinglass models`")

@@ -75,7 +75,7 @@ def test_the_command_says_what_is_missing(isinglass, monkeypatch):
 
 def test_a_video_that_is_none_is_told(isinglass, tmp_path):
     code, _, errors = isinglass("live", tmp_path / "none.mp4", "--no-browser")
-    assert code == 1
+    assert code == 2
     assert "no file" in errors
 
 

@@ -62,8 +62,8 @@ def test_training_images_among_those_judged_by_are_told(isinglass, data, tmp_pat
 
 def test_what_cannot_be_measured_is_said(isinglass, tmp_path):
     code, _, err = isinglass("eval", "hpatches", tmp_path / "nowhere", "-o", tmp_path, *FAST)
-    assert code == 1 and "nowhere" in err
+    assert code == 2 and "nowhere" in err
     code, _, err = isinglass("compare", tmp_path / "a.json", tmp_path / "b.json")
-    assert code == 1 and "cannot be read" in err
+    assert code == 2 and "there is no file" in err
     code, _, err = isinglass("eval", "hpatchez", tmp_path)
     assert code == 2 and "hpatchez" in err

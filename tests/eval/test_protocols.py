@@ -321,7 +321,7 @@ def test_wxbs_from_the_command_line(isinglass, wxbs, tmp_path):
     code, _, _ = isinglass("report", tmp_path / "a.json", tmp_path / "b.json", "-o", tmp_path / "both.html")
     assert code == 0
     code, _, err = isinglass("eval", "wxbs", wxbs, "-o", tmp_path, *FAST, "--solver", "dlt")
-    assert code == 1 and "'dlt'; expected one of opencv-ransac" in err
+    assert code == 2 and "'dlt'; expected one of opencv-ransac" in err
 
 
 def test_evd_from_the_command_line_tries_all_solvers(isinglass, evd, tmp_path):
@@ -334,6 +334,6 @@ def test_evd_from_the_command_line_tries_all_solvers(isinglass, evd, tmp_path):
 
 def test_tune_says_what_it_is_for(isinglass, wxbs, tmp_path):
     code, _, err = isinglass("tune", "wxbs", wxbs, "-o", tmp_path, *FAST)
-    assert code == 1
+    assert code == 2
     assert "wxbs is of task 'fundamental'; tune takes AUCs of homographies or poses" in err
     assert not list(tmp_path.iterdir())

@@ -217,6 +217,6 @@ def test_the_command_on_what_is_no_photo(isinglass, tmp_path):
     (tmp_path / "a.txt").write_text("text")
     options = ["--extractor", "rootsift", "--matcher", "nearest", "-o", tmp_path / "report.html"]
     code, _, err = isinglass("inspect", *[tmp_path / "a.txt"] * 2, *options)
-    assert code == 1
+    assert code == 2
     assert "cannot be read as an image" in err
     assert not (tmp_path / "report.html").exists()

@@ -82,13 +82,13 @@ def test_wrong_use_is_said(room, isinglass, tmp_path):
     code, _, err = isinglass("localize", room / "model", query, "--camera", "PINHOLE")
     assert code == 2 and "--camera-params" in err
     code, _, err = isinglass("localize", room / "photos", query)
-    assert code == 1 and "expected a map" in err
+    assert code == 2 and "expected a map" in err
     code, _, err = isinglass("localize", room / "photos", query, "--photos", room / "photos", *FLAGS)
-    assert code == 1 and "model" in err
+    assert code == 2 and "model" in err
     code, _, err = isinglass(
         "localize", room / "model", query, "--photos", room / "photos", *FLAGS, "--camera", "X", "--camera-params", "1"
     )
-    assert code == 1 and "'X'" in err
+    assert code == 2 and "'X'" in err
 
 
 def test_a_map_that_isinglass_made_is_opened_with_its_options(room, isinglass, tmp_path):

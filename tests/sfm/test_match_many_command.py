@@ -57,12 +57,12 @@ def test_a_store(tmp_path, photos, isinglass):
     assert settings[0]["features"] == settings[1]["features"]
     assert settings[1]["features"]["max_keypoints"] == 80
     code, _, err = isinglass("match-many", tmp_path / "features.h5", "all", "-o", tmp_path / "m.h5", *nearest)
-    assert code == 1
+    assert code == 2
     assert '"ratio": 0.9' in err
     assert "Choose the same options as then, or another path" in err
     given = ["all", "-o", tmp_path / "o.h5", "--extractor", "xfeat", *nearest]
     code, _, err = isinglass("match-many", tmp_path / "features.h5", *given)
-    assert (code, (tmp_path / "o.h5").exists()) == (1, False)
+    assert (code, (tmp_path / "o.h5").exists()) == (2, False)
     assert "has features of 'rootsift', and --extractor is 'xfeat'" in err
 
 
@@ -97,7 +97,7 @@ def test_photos_and_pairs_that_cannot_be_used(tmp_path, photos, isinglass):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["none", "all"], "there is no folder 'none'"),
+        (["none", "all"], "there is no file or folder 'none'"),
         (["photos", "all", "--rotation", "auto"], "--rotation auto matches each pair four times"),
         (["photos", "none.txt"], r"the list of pairs 'none.txt' cannot be read"),
         (["photos/0.png", "all"], "is no HDF5 file. Give another path"),
@@ -106,7 +106,7 @@ def test_photos_and_pairs_that_cannot_be_used(tmp_path, photos, isinglass):
 def test_bad_input(tmp_path, photos, isinglass, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     code, _, err = isinglass("match-many", *arguments, *OPTIONS)
-    assert code == 1
+    assert code == 2
     assert message in err
     assert (photos / "0.png").exists()
 

@@ -200,7 +200,7 @@ def test_a_video_that_breaks_off_says_so(windows, tmp_path, isinglass):
 def test_what_is_no_video(contents, tmp_path, isinglass):
     (tmp_path / "video.mp4").write_bytes(contents)
     code, _, err = isinglass("track", tmp_path / "video.mp4", "-o", tmp_path / "out", *COMMAND)
-    assert code == 1
+    assert code == 2
     assert "cannot be opened as a video" in err
 
 

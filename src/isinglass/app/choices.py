@@ -10,9 +10,10 @@ from typing import Any
 
 from isinglass.app.settings import Limits
 from isinglass.app.uploads import Refused
-from isinglass.models import ALIASES, EXTRACTORS, HANDMADE, MATCHERS, extractor_weights, matcher_weights
+from isinglass.models import EXTRACTORS, MATCHERS
 from isinglass.options import Options
 from isinglass.weights.fetch import is_present, licence_accepted
+from isinglass.weights.names import ALIASES, HANDMADE, extractor_weights, matcher_weights
 from isinglass.weights.records import Record, record, records
 
 FAMILIES = tuple(kind.lower() for kind in MATCHERS)  # "lightglue": the weights made for the extractor

@@ -1,8 +1,7 @@
-"""The command line: one function a command. `--help` answers without importing torch; work is imported when it starts.
+"""The command line: one function per command. `--help` needs no torch; what a command works with is imported late.
 
-What machines read goes to stdout with --json, one object a pair; what people read goes to stderr then. Exit codes:
-0 = all done (no match is a result too), 1 = some image or pair could not be processed, 2 = wrong usage,
-3 = weights or an extra are missing, or a licence has not been accepted, 130 = interrupted.
+What machines read goes to stdout with --json, one object per pair; what people read goes to stderr then. Exit codes are
+those of `exits`.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ import sys
 import click
 
 from isinglass.cli.app import app, live
-from isinglass.cli.common import NOT_AVAILABLE, OK, SOME_FAILED, WRONG_USAGE, complain
 from isinglass.cli.evaluation import calibrate, compare, evaluate, report, tune
+from isinglass.cli.exits import EXIT_CODES, run
 from isinglass.cli.inspection import inspect
 from isinglass.cli.localize import localize
 from isinglass.cli.maps import export, make
@@ -23,29 +22,20 @@ from isinglass.cli.pairs import pairs
 from isinglass.cli.sequences import track, view
 from isinglass.cli.stores import match_many
 from isinglass.cli.training import recipes, train
-from isinglass.errors import IsinglassError, MissingExtra, WeightsError
+
+_CODES = "\n".join(f"  {code:<5}{meaning}" for code, meaning in EXIT_CODES.items())
 
 
 def main() -> None:
-    """The entry point: errors of ours become one line on stderr and an exit code."""
+    """Run the command line; ends the process with one of the exit codes."""
     _show_log()
-    try:
-        code = cli.main(standalone_mode=False)
-    except (WeightsError, MissingExtra) as error:
-        code = complain(error, NOT_AVAILABLE)
-    except IsinglassError as error:
-        code = complain(error, SOME_FAILED)
-    except click.exceptions.Abort:
-        code = complain("interrupted; what was finished is kept, and the same command goes on from there", 130)
-    except click.ClickException as error:
-        error.show()
-        code = WRONG_USAGE
-    except OSError as error:
-        code = complain(error, SOME_FAILED)
-    sys.exit(code or OK)
+    sys.exit(run(lambda: cli.main(standalone_mode=False)))
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    epilog=f"\b\nExit codes of all commands:\n{_CODES}",
+)
 @click.version_option(package_name="isinglass")
 def cli() -> None:
     """Match sparse local features between images: LightGlue and SuperGlue."""
@@ -60,7 +50,7 @@ for command in (*_MATCHING, *_MEASURING, *_MAPPING, *_LOOKING, train, recipes):
 
 
 def _show_log() -> None:
-    """What the library logs (weights being fetched) goes to stderr."""
+    """Send what the library logs (weights being fetched) to stderr."""
     logger = logging.getLogger("isinglass")
     if not logger.handlers:
         handler = logging.StreamHandler()

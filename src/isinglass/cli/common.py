@@ -1,78 +1,112 @@
-"""What the commands share: options, exit codes, progress, complaints."""
+"""What the commands share: options of pipelines and clusters, and progress."""
 
 from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from isinglass.cli.checks import DEVICE, Number
+from isinglass.cli.exits import (  # noqa: F401  from here the commands have them
+    NOT_AVAILABLE,
+    OK,
+    SOME_FAILED,
+    WRONG_USAGE,
+    complain,
+)
+
 if TYPE_CHECKING:
     from isinglass.pipeline import Pipeline
     from isinglass.sfm.computing import Computing
 
-OK, SOME_FAILED, WRONG_USAGE, NOT_AVAILABLE = 0, 1, 2, 3
 PATH = click.Path(path_type=Path)
 
 # options of isinglass.pipeline.Options, with its defaults (a test holds them equal)
 PIPELINE_OPTIONS = (
     click.option("--extractor", default="aliked", show_default=True, help="Extractor, see `isinglass models`."),
-    click.option("--max-keypoints", type=click.IntRange(0), default=2048, show_default=True, help="An image."),
-    click.option("--all-keypoints", is_flag=True, help="No limit on the number of keypoints."),
-    click.option("--resize", type=click.IntRange(1), default=1024, show_default=True, help="Px of the long side."),
-    click.option("--resize-side", type=click.Choice(["long", "short"]), default="long", show_default=True),
-    click.option("--original-size", is_flag=True, help="Do not resize."),
+    click.option(
+        "--max-keypoints",
+        type=click.IntRange(0),
+        default=2048,
+        show_default=True,
+        help="Maximum keypoints per image.",
+    ),
+    click.option("--all-keypoints", is_flag=True, help="Keep all keypoints, without a limit."),
+    click.option(
+        "--resize",
+        type=click.IntRange(1),
+        default=1024,
+        show_default=True,
+        help="Size in px that the side of --resize-side is resized to before extraction.",
+    ),
+    click.option(
+        "--resize-side",
+        type=click.Choice(["long", "short"]),
+        default="long",
+        show_default=True,
+        help="Side of the image that --resize is the size of.",
+    ),
+    click.option("--original-size", is_flag=True, help="Do not resize images."),
     click.option(
         "--rotation",
         type=click.Choice(["none", "exif", "auto"]),
         default="exif",
         show_default=True,
-        help="Turn images as stored, as EXIF says, or try four quarter turns of the second one.",
+        help="Turn images as stored, as EXIF says, or try four turns by 90 degrees of the second image.",
     ),
-    click.option("--tile", type=click.IntRange(64), help="Cut larger images into squares of this many px."),
-    click.option("--tile-overlap", type=click.IntRange(0), default=64, show_default=True, help="In px."),
+    click.option("--tile", type=click.IntRange(64), help="Side in px of the tiles that larger images are cut into."),
     click.option(
-        "--memory-mb", type=click.IntRange(1), help="What extraction and matching may take beyond models and images."
+        "--tile-overlap",
+        type=click.IntRange(0),
+        default=64,
+        show_default=True,
+        help="Overlap of neighbouring tiles in px.",
+    ),
+    click.option(
+        "--memory-mb",
+        type=click.IntRange(1),
+        help="Memory in MB that extraction and matching may take beyond models and images.",
     ),
     click.option(
         "--min-distance",
-        type=click.FloatRange(0),
+        type=Number(0),
         default=1.0,
         show_default=True,
-        help="Of keypoints, in px of the resized image.",
+        help="Minimum distance between keypoints, in px of the resized image; the weaker one is dropped.",
     ),
-    click.option("--device", help="cpu, cuda or mps; the best there is if not given."),
+    click.option("--device", type=DEVICE, help="Device: cpu, cuda, cuda:N or mps.  [default: the fastest]"),
     click.option("--accept-licence", is_flag=True, help="Accept the non-commercial licence of the weights chosen."),
 )
 MATCHER_OPTIONS = (
     click.option("--matcher", default="lightglue", show_default=True, help="Matcher, see `isinglass models`."),
-    click.option("--all-layers", is_flag=True, help="No early exit and no pruning."),
-    click.option("--ratio", type=click.FloatRange(0, 1, min_open=True), help="Lowe's test, of the matcher nearest."),
+    click.option("--all-layers", is_flag=True, help="Run all layers on all keypoints: no early exit, no pruning."),
     click.option(
-        "--filter-threshold", type=click.FloatRange(0, 1), help="Least score; the matcher's own if not given."
+        "--ratio", type=Number(0, 1, min_open=True), help="Threshold of Lowe's ratio test, for the matcher nearest."
     ),
+    click.option("--filter-threshold", type=Number(0, 1), help="Minimum match score.  [default: the matcher's]"),
     click.option(
         "--precision",
         type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
         default="auto",
         show_default=True,
-        help="Of the matcher's layers; auto is bfloat16 on CPUs with matrix units for it.",
+        help="Precision of the matcher's layers; auto chooses by the device.",
     ),
 )
 
 
 CLUSTER_OPTIONS = (
-    click.option("--ray", "address", help='Compute on the Ray cluster at host:port; "local" = one of this machine.'),
-    click.option("--ray-threads", type=click.IntRange(1), default=1, show_default=True, help="Cores of one task."),
-    click.option("--ray-gpus", type=click.FloatRange(0), default=0, show_default=True, help="Share of one of a task."),
+    click.option("--ray", "address", help='Ray cluster to compute on, as host:port; "local" starts one here.'),
+    click.option("--ray-threads", type=click.IntRange(1), default=1, show_default=True, help="CPU cores per task."),
+    click.option("--ray-gpus", type=Number(0), default=0, show_default=True, help="GPUs per task (fractions allowed)."),
 )
 
 
 def options(*decorators: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Several click options as one decorator."""
+    """Return several click options as one decorator."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         return functools.reduce(lambda decorated, decorator: decorator(decorated), reversed(decorators), function)
@@ -81,14 +115,14 @@ def options(*decorators: Callable[..., Any]) -> Callable[[Callable[..., Any]], C
 
 
 def make_pipeline(settings: dict[str, Any]) -> Pipeline:
-    """The pipeline that the command's options describe."""
+    """Return the pipeline that the command's options describe."""
     from isinglass.pipeline import Pipeline
 
     return Pipeline(**pipeline_options(settings))
 
 
 def pipeline_options(settings: dict[str, Any]) -> dict[str, Any]:
-    """Fields of isinglass.options.Options, of the command's options, or of some of these."""
+    """Return the fields of isinglass.options.Options that the command's options (or some of them) stand for."""
     values = dict(settings)
     if values.pop("all_layers", False):
         values["adaptive"] = False
@@ -99,30 +133,28 @@ def pipeline_options(settings: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
+def check_cluster(params: Mapping[str, Any]) -> None:
+    """Raise UsageError where workers of this machine and a cluster are both asked for."""
+    if params.get("address") is not None and params.get("workers", 1) > 1:
+        raise click.UsageError("--workers are of this machine; a cluster has as many as fit. Leave one of both out.")
+
+
 def take_computing(settings: dict[str, Any], *, workers: int, memory_mb: int) -> Computing:
-    """Who extracts and matches, by CLUSTER_OPTIONS, which are taken out of a command's."""
+    """Return who extracts and matches, by CLUSTER_OPTIONS, which are taken out of a command's."""
     address, threads, gpus = (settings.pop(name) for name in ("address", "ray_threads", "ray_gpus"))
     if address is None:
         from isinglass.sfm.computing import Here
 
         return Here(workers=workers, memory_mb=memory_mb)
-    if workers > 1:
-        raise click.UsageError("--workers are of this machine; a cluster has as many as fit. Leave one of both out.")
     from isinglass.distributed import Cluster
 
     return Cluster(address=address, threads=threads, gpus=gpus)
 
 
 def with_progress(items: Iterable[Any], count: int, label: str) -> Iterator[Any]:
-    """The items, with a bar and the time that is left on stderr where there are many and a person is looking."""
+    """Yield the items, with a bar and the time left on stderr where there are many and a person is looking."""
     if count < 2 or not sys.stderr.isatty():
         yield from items
         return
     with click.progressbar(items, length=count, label=label, show_pos=True, file=sys.stderr) as bar:
         yield from bar
-
-
-def complain(problem: object, code: int) -> int:
-    """One line on stderr; gives back the exit code."""
-    click.echo(f"isinglass: {problem}", err=True)
-    return code

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from isinglass.cli.common import MATCHER_OPTIONS, OK, PATH, PIPELINE_OPTIONS, make_pipeline, options, with_progress
+from isinglass.cli.checks import FILE, OUTPUT_FILE, OUTPUT_FOLDER, PRESENT, Command, Number
+from isinglass.cli.common import MATCHER_OPTIONS, OK, PIPELINE_OPTIONS, make_pipeline, options, with_progress
 
 BENCHMARKS = (
     "hpatches",
@@ -23,21 +24,36 @@ BENCHMARKS = (
 )  # as isinglass.eval.benchmarks knows them (a test holds them equal)
 BENCHMARK_OPTIONS = (
     click.argument("benchmark", type=click.Choice(BENCHMARKS)),
-    click.argument("data", type=PATH),
-    click.option("-o", "--output", type=PATH, default=Path("eval"), show_default=True, help="Folder for results."),
-    click.option("--limit", type=click.IntRange(1), help="Only so many pairs, spread over all."),
+    click.argument("data", type=PRESENT),
+    click.option(
+        "-o", "--output", type=OUTPUT_FOLDER, default=Path("eval"), show_default=True, help="Folder of the results."
+    ),
+    click.option("--limit", type=click.IntRange(1), help="Maximum number of pairs, spread evenly over all."),
 )
 
 
-@click.command(name="eval", short_help="Measure on a benchmark.")
+@click.command(
+    name="eval",
+    cls=Command,
+    needs=lambda params: {"matplotlib": "viz"} if params["report"] else {},
+    short_help="Measure on a benchmark.",
+)
 @options(*BENCHMARK_OPTIONS)
-@click.option("--label", help="Name of the run and its files; extractor and matcher if not given.")
-@click.option("--solver", "solvers", multiple=True, help="May be given several times; all there are if not given.")
-@click.option("--threshold", "thresholds", type=float, multiple=True, help="Of inliers, in px; several are swept.")
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--training", type=PATH, help="Images of the weights' training: a leak check (folder, list, manifest).")
-@click.option("--report/--no-report", default=True, show_default=True, help="Also write a page to look at.")
-@click.option("--json", "as_json", is_flag=True, help="The run's JSON on stdout.")
+@click.option("--label", help="Name of the run and its files.  [default: benchmark, extractor and matcher]")
+@click.option(
+    "--solver", "solvers", multiple=True, help="Solver of the geometry; repeatable.  [default: all available]"
+)
+@click.option(
+    "--threshold",
+    "thresholds",
+    type=Number(0, min_open=True),
+    multiple=True,
+    help="Inlier threshold in px; repeatable.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the solvers.")
+@click.option("--training", type=PRESENT, help="Folder, list or manifest of training images, to check for overlap.")
+@click.option("--report/--no-report", default=True, show_default=True, help="Write a page with tables and curves, too.")
+@click.option("--json", "as_json", is_flag=True, help="Print the run as one JSON object on stdout.")
 @options(*PIPELINE_OPTIONS, *MATCHER_OPTIONS)
 def evaluate(
     benchmark: str,
@@ -85,11 +101,11 @@ def evaluate(
     return OK
 
 
-@click.command(short_help="Make a page of one or several runs.")
-@click.argument("runs", type=PATH, nargs=-1, required=True)
-@click.option("-o", "--output", type=PATH, default=Path("report.html"), show_default=True)
+@click.command(cls=Command, needs={"matplotlib": "viz"}, short_help="Make a page of one or several runs.")
+@click.argument("runs", type=FILE, nargs=-1, required=True)
+@click.option("-o", "--output", type=OUTPUT_FILE, default=Path("report.html"), show_default=True, help="Page to write.")
 def report(runs: tuple[Path, ...], output: Path) -> int:
-    """One self-contained page of RUNS (JSON files of `isinglass eval`): tables, curves, worst pairs."""
+    """Write one self-contained page about RUNS (JSON files of `isinglass eval`): tables, curves, worst pairs."""
     from isinglass.eval.report import write_report
     from isinglass.eval.runs import load_run
 
@@ -97,13 +113,17 @@ def report(runs: tuple[Path, ...], output: Path) -> int:
     return OK
 
 
-@click.command(short_help="Hold one run against another.")
-@click.argument("first", type=PATH)
-@click.argument("second", type=PATH)
-@click.option("-o", "--output", type=PATH, help="Also write a page with the pairs that differ most.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@click.command(
+    cls=Command,
+    needs=lambda params: {"matplotlib": "viz"} if params["output"] else {},
+    short_help="Compare two runs.",
+)
+@click.argument("first", type=FILE)
+@click.argument("second", type=FILE)
+@click.option("-o", "--output", type=OUTPUT_FILE, help="Page to write, with the pairs that differ most.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def compare(first: Path, second: Path, output: Path | None, as_json: bool) -> int:
-    """Differences of two runs of one benchmark, with bootstrap confidence intervals."""
+    """Compare two runs of one benchmark, with bootstrap confidence intervals where there are enough pairs."""
     from isinglass.eval.compare import compare as hold_against
     from isinglass.eval.compare import write_comparison
     from isinglass.eval.runs import load_run
@@ -115,12 +135,14 @@ def compare(first: Path, second: Path, output: Path | None, as_json: bool) -> in
     return OK
 
 
-@click.command(short_help="Find LightGlue's thresholds for your data and machine.")
+@click.command(cls=Command, short_help="Find LightGlue's thresholds for your data and machine.")
 @options(*BENCHMARK_OPTIONS)
-@click.option("--budget", type=float, default=0.5, show_default=True, help="AUC points that may be lost.")
-@click.option("--solver", default="poselib", show_default=True)
-@click.option("--threshold", type=float, default=1.0, show_default=True, help="Of the solver's inliers, in px.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@click.option("--budget", type=Number(0), default=0.5, show_default=True, help="Maximum loss in AUC points.")
+@click.option("--solver", default="poselib", show_default=True, help="Solver of the geometry.")
+@click.option(
+    "--threshold", type=Number(0, min_open=True), default=1.0, show_default=True, help="Inlier threshold in px."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @options(*PIPELINE_OPTIONS, *MATCHER_OPTIONS)
 def tune(
     benchmark: str,
@@ -133,7 +155,7 @@ def tune(
     as_json: bool,
     **settings: Any,
 ) -> int:
-    """Depth, width and filter thresholds for BENCHMARK in DATA: the fastest that lose at most --budget AUC points."""
+    """Find the fastest thresholds of LightGlue for BENCHMARK in DATA that lose at most --budget AUC points."""
     from isinglass.eval.benchmarks import load_benchmark
     from isinglass.eval.tune import Search
     from isinglass.eval.tune import tune as search
@@ -149,11 +171,13 @@ def tune(
     return OK
 
 
-@click.command(short_help="Fit what match scores are worth.")
-@click.argument("runs", type=PATH, nargs=-1, required=True)
-@click.option("-o", "--output", type=PATH, default=Path("calibrations.json"), show_default=True)
+@click.command(cls=Command, short_help="Calibrate match scores.")
+@click.argument("runs", type=FILE, nargs=-1, required=True)
+@click.option(
+    "-o", "--output", type=OUTPUT_FILE, default=Path("calibrations.json"), show_default=True, help="File to write."
+)
 def calibrate(runs: tuple[Path, ...], output: Path) -> int:
-    """Fit a map from score to probability for each matcher of RUNS (JSON files of `isinglass eval`)."""
+    """Fit a mapping from score to probability for each matcher of RUNS (JSON files of `isinglass eval`)."""
     from isinglass.eval.calibration import fit_calibrations, write_calibrations
     from isinglass.eval.runs import load_run
 

@@ -8,26 +8,31 @@ from typing import Any
 
 import click
 
-from isinglass.cli.common import MATCHER_OPTIONS, OK, PATH, PIPELINE_OPTIONS, make_pipeline, options
+from isinglass.cli.checks import IMAGE, OUTPUT_FILE, Command
+from isinglass.cli.common import MATCHER_OPTIONS, OK, PIPELINE_OPTIONS, make_pipeline, options
 
 
-@click.command(short_help="Show what the matcher does with two images, layer by layer.")
-@click.argument("first", type=PATH)
-@click.argument("second", type=PATH)
-@click.option("-o", "--output", type=PATH, default=Path("report.html"), show_default=True, help="One HTML file.")
-@click.option("--mask0", type=PATH, help="Image of the first view's size: keypoints only where it is not black.")
-@click.option("--mask1", type=PATH, help="Likewise for the second view.")
+@click.command(cls=Command, short_help="Show what the matcher does with two images, layer by layer.")
+@click.argument("first", type=IMAGE)
+@click.argument("second", type=IMAGE)
+@click.option("-o", "--output", type=OUTPUT_FILE, default=Path("report.html"), show_default=True, help="Page to write.")
+@click.option("--mask0", type=IMAGE, help="Mask of the first image, of its size; keypoints only where it is not black.")
+@click.option("--mask1", type=IMAGE, help="Mask of the second image.")
 @click.option(
     "--attention",
     type=click.IntRange(0, 255),
     default=8,
     show_default=True,
-    help="Keypoints to keep of what each head looks at; 0 makes the smallest file.",
+    help="Attended keypoints to keep per head; 0 makes the smallest file.",
 )
 @click.option(
-    "--alternatives", type=click.IntRange(1, 255), default=5, show_default=True, help="Partners to keep of a keypoint."
+    "--alternatives",
+    type=click.IntRange(1, 255),
+    default=5,
+    show_default=True,
+    help="Candidate partners to keep per keypoint.",
 )
-@click.option("--json", "as_json", is_flag=True, help="A summary as one JSON object on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print a summary as one JSON object on stdout.")
 @options(*PIPELINE_OPTIONS, *MATCHER_OPTIONS)
 def inspect(
     first: Path,
@@ -42,8 +47,9 @@ def inspect(
 ) -> int:
     """Write a page that shows what the matcher does with FIRST and SECOND.
 
-    Layer by layer of LightGlue: matches, confidences, who leaves and why, when it stops; of SuperGlue the iterations of
-    Sinkhorn; where each keypoint looks and what else it might match. The page is one file and needs no network.
+    For LightGlue, layer by layer: matches, confidences, which keypoints are pruned and why, and when it exits. For
+    SuperGlue: the Sinkhorn iterations. For both: what each keypoint attends to and what else it might match. The page
+    is one file and needs no network.
     """
     from isinglass.inspection import inspect as inspect_pair
     from isinglass.inspection import write_report
@@ -63,7 +69,7 @@ def inspect(
     for step in told["steps"]:
         click.echo(f"  {step['name']:<14}{_said(step)}")
     if told["ended"] == "exit":
-        click.echo(f"  enough points were sure after layer {told['stop_layer']} of {told['num_layers']}")
+        click.echo(f"  exit after layer {told['stop_layer']} of {told['num_layers']}")
     click.echo(f"  written to {output}")
     return OK
 
@@ -71,9 +77,9 @@ def inspect(
 def _said(step: dict[str, Any]) -> str:
     parts = [f"{step['matches']} matches"]
     if step["confident_share"] is not None:
-        parts.append(f"{step['confident_share']:.1%} of the points are sure")
+        parts.append(f"{step['confident_share']:.1%} of the keypoints are confident")
     if step["pruned"]:
-        parts.append(f"{step['pruned']} points leave")
+        parts.append(f"{step['pruned']} keypoints are pruned")
     if step["marginal_error"] is not None:
         parts.append(f"{step['marginal_error']:.2%} of the probability out of place")
     return ", ".join(parts)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
+from isinglass.cli.checks import FOLDER, MAPS, OUTPUT_FILE, PHOTOS, PIPELINE, PRESENT, Command, Number
 from isinglass.cli.common import (
     MATCHER_OPTIONS,
     OK,
-    PATH,
     PIPELINE_OPTIONS,
     SOME_FAILED,
     make_pipeline,
@@ -20,29 +21,85 @@ from isinglass.cli.common import (
     pipeline_options,
     with_progress,
 )
+from isinglass.cli.maps import camera_numbers
+from isinglass.errors import InputError
 
 if TYPE_CHECKING:
     from isinglass.sfm.localised import Localised
 
 
-@click.command(short_help="Find where photos were taken, in a map.")
-@click.argument("map_folder", metavar="MAP", type=PATH)
-@click.argument("queries", metavar="QUERY...", type=PATH, nargs=-1, required=True)
-@click.option("--photos", type=PATH, help="MAP is any COLMAP model: the photos that it was made of.")
-@click.option("-o", "--output", type=PATH, help="File for the poses: .json, or text as hloc has it.")
-@click.option("--camera", "camera_model", metavar="MODEL", help="Of all queries, as COLMAP names it, such as PINHOLE.")
-@click.option(
-    "--camera-params", metavar="A,B,...", help="In COLMAP's order, the centre of the top-left pixel being 0,0."
+def _given(context: click.Context) -> dict[str, Any]:
+    """Return the options of the pipeline that were given, beside which those of the map hold."""
+    given = [name for name in context.params if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
+    return pipeline_options({name: context.params[name] for name in given if name in PIPELINE})
+
+
+def _settings(context: click.Context) -> dict[str, Any]:
+    """Return all options of the pipeline. Raises InputError where there is no map."""
+    from isinglass.sfm.map_folder import find_map, read_map
+
+    if context.params["photos"] is not None:
+        return dict(context.params)
+    told = read_map(find_map(context.params["map_folder"]).root).get("pipeline", {})
+    return {**told, **_given(context)}
+
+
+def _check_localize(params: Mapping[str, Any]) -> None:
+    """Raise InputError for a camera that cannot be, or a folder that is no model of COLMAP."""
+    from isinglass.sfm.map_folder import is_model
+    from isinglass.sfm.options import check_camera
+
+    if (params["camera_model"] is None) != (params["camera_params"] is None):
+        raise click.UsageError("Give --camera and --camera-params, or neither.")
+    if params["camera_model"] is not None:
+        check_camera(params["camera_model"], camera_numbers(params["camera_params"]))
+    if params["photos"] is not None and not is_model(params["map_folder"]):
+        raise InputError(
+            f"{str(params['map_folder'])!r} holds no model of COLMAP; expected a folder with cameras, images and "
+            "points3D, as .bin or .txt"
+        )
+
+
+@click.command(
+    cls=Command,
+    needs=MAPS | {"poselib": "maps"},
+    pipeline=_settings,
+    checks=[_check_localize],
+    short_help="Find where photos were taken, in a map.",
 )
-@click.option("--images", type=click.IntRange(1), default=5, show_default=True, help="Of the map, matched first.")
+@click.argument("map_folder", metavar="MAP", type=FOLDER)
+@click.argument("queries", metavar="QUERY...", type=PRESENT, nargs=-1, required=True)
+@click.option("--photos", type=PHOTOS, help="Folder of the photos that MAP was made of, where MAP is any COLMAP model.")
+@click.option("-o", "--output", type=OUTPUT_FILE, help="File of the poses: .json, or text as hloc has it.")
 @click.option(
-    "--neighbours", type=click.IntRange(0), default=5, show_default=True, help="That see the same, matched then."
+    "--camera", "camera_model", metavar="MODEL", help="Camera model of all queries, by COLMAP's name, such as PINHOLE."
 )
 @click.option(
-    "--threshold-px", type=click.FloatRange(0, min_open=True), help="Of inliers; 0.8 % of the long side if not given."
+    "--camera-params",
+    metavar="A,B,...",
+    help="Intrinsics of all queries in COLMAP's order; (0, 0) is the top-left pixel's centre.",
 )
-@click.option("--batch", type=click.IntRange(1), default=4, show_default=True, help="Queries matched at once.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a query on stdout.")
+@click.option(
+    "--images",
+    type=click.IntRange(1),
+    default=5,
+    show_default=True,
+    help="Images of the map to match in the first round.",
+)
+@click.option(
+    "--neighbours",
+    type=click.IntRange(0),
+    default=5,
+    show_default=True,
+    help="Covisible images of the map to match in the second round.",
+)
+@click.option(
+    "--threshold-px",
+    type=Number(0, min_open=True),
+    help="Inlier threshold in px.  [default: 0.8 % of the long side]",
+)
+@click.option("--batch", type=click.IntRange(1), default=4, show_default=True, help="Queries to match at once.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per query on stdout.")
 @options(*PIPELINE_OPTIONS, *MATCHER_OPTIONS)
 @click.pass_context
 def localize(
@@ -65,16 +122,13 @@ def localize(
     A query that is not found is reported with the reason, and has no pose. Options of features and matches that are
     not given are those that the map was made with.
     """
-    if (camera_model is None) != (camera_params is None):
-        raise click.UsageError("Give --camera and --camera-params, or neither.")
     from isinglass.sfm.localisation import LocaliseOptions, Map
     from isinglass.sfm.localised import write_results
 
     files = _files(queries)
     camera = None if camera_model is None else _Camera(camera_model, camera_params or "")
     if photos is None:
-        given = [name for name in settings if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
-        mapped = Map.open(map_folder, **pipeline_options({name: settings[name] for name in given}))
+        mapped = Map.open(map_folder, **_given(context))
     else:
         mapped = Map.from_model(map_folder, photos, make_pipeline(settings))
     for name, problem in mapped.problems.items():
@@ -96,10 +150,7 @@ class _Camera:
     """The camera given for all queries, of the size of each."""
 
     def __init__(self, model: str, parameters: str) -> None:
-        try:
-            self.model, self.parameters = model, [float(value) for value in parameters.split(",")]
-        except ValueError as error:
-            raise click.UsageError(f"--camera-params are {parameters!r}; expected numbers with commas") from error
+        self.model, self.parameters = model, camera_numbers(parameters)
 
     def __call__(self, name: str) -> Any:
         from PIL import Image

@@ -5,19 +5,31 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from isinglass.cli.checks import (
+    FILE,
+    FOLDER,
+    MAPS,
+    OUTPUT_FILE,
+    OUTPUT_FOLDER,
+    PHOTOS,
+    PRESENT,
+    Command,
+    Number,
+)
 from isinglass.cli.common import (
     CLUSTER_OPTIONS,
     MATCHER_OPTIONS,
     OK,
-    PATH,
     PIPELINE_OPTIONS,
     SOME_FAILED,
+    check_cluster,
     complain,
     make_pipeline,
     options,
@@ -25,59 +37,129 @@ from isinglass.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from isinglass.sfm.choice import PairOptions
-    from isinglass.sfm.mapping import MapOptions
+    from isinglass.sfm.options import CameraOptions, MapOptions, PairOptions
     from isinglass.sfm.summary import MapSummary
 
 _WAYS = ["auto", "exhaustive", "sequential", "spatial", "retrieval", "covisible", "file"]
 _EVERY_S = 20.0  # a line where nobody is looking
 # options of isinglass.sfm.cameras.CameraOptions and choice.PairOptions, with their defaults (a test holds them equal)
 CAMERA_OPTIONS = (
-    click.option("--camera-model", default="SIMPLE_RADIAL", show_default=True, help="As COLMAP names it."),
+    click.option(
+        "--camera-model",
+        default="SIMPLE_RADIAL",
+        show_default=True,
+        help="Camera model, by COLMAP's name, such as PINHOLE or OPENCV_FISHEYE.",
+    ),
     click.option(
         "--camera",
         "share",
         type=click.Choice(["exif", "single", "folder", "image"]),
         default="exif",
         show_default=True,
-        help="Which photos are of one camera: whose EXIF agrees, all, those of a folder, none.",
+        help="Photos that share a camera: those whose EXIF agrees, all, those of a folder, or none.",
     ),
-    click.option("--camera-params", help="Known intrinsics, such as fx,fy,cx,cy; (0, 0) is a pixel's centre."),
-    click.option("--refine/--no-refine", default=None, help="Intrinsics, too; unless they are known."),
+    click.option(
+        "--camera-params", help="Known intrinsics, such as fx,fy,cx,cy; (0, 0) is the top-left pixel's centre."
+    ),
+    click.option(
+        "--camera-size",
+        metavar="WxH",
+        help="Size in px of the photos that --camera-params are for; they are scaled for others.  [default: by the "
+        "principal point]",
+    ),
+    click.option(
+        "--refine/--no-refine",
+        default=None,
+        help="Refine intrinsics as the map is made.  [default: unless --camera-params are given]",
+    ),
 )
 PAIR_OPTIONS = (
-    click.option("--pairs", "how", type=click.Choice(_WAYS), default="auto", show_default=True, help="How to choose."),
-    click.option("--pairs-file", "file", type=PATH, help="Text file of two names a line; implies --pairs file."),
-    click.option("--pairs-model", "model", type=PATH, help="COLMAP model of these photos; implies --pairs covisible."),
-    click.option("--neighbours", type=click.IntRange(1), default=20, show_default=True, help="Of a photo, at most."),
-    click.option("--overlap", type=click.IntRange(1), default=10, show_default=True, help="--pairs sequential."),
-    click.option("--loops", type=click.IntRange(0), default=5, show_default=True, help="Likewise; 0 = no loops."),
-    click.option("--max-distance-m", type=float, default=100.0, show_default=True, help="--pairs spatial."),
-    click.option("--first-pass", is_flag=True, help="Drop pairs that few keypoints find hopeless."),
+    click.option(
+        "--pairs", "how", type=click.Choice(_WAYS), default="auto", show_default=True, help="Method that chooses pairs."
+    ),
+    click.option("--pairs-file", "file", type=FILE, help="Text file with two names per line; implies --pairs file."),
+    click.option(
+        "--pairs-model", "model", type=FOLDER, help="COLMAP model of these photos; implies --pairs covisible."
+    ),
+    click.option(
+        "--neighbours", type=click.IntRange(1), default=20, show_default=True, help="Maximum partners per photo."
+    ),
+    click.option(
+        "--overlap",
+        type=click.IntRange(1),
+        default=10,
+        show_default=True,
+        help="Next photos to pair each photo with, for --pairs sequential.",
+    ),
+    click.option(
+        "--loops",
+        type=click.IntRange(0),
+        default=5,
+        show_default=True,
+        help="Loop-closure partners per photo, for --pairs sequential (0 = off).",
+    ),
+    click.option(
+        "--max-distance-m",
+        type=Number(0, min_open=True),
+        default=100.0,
+        show_default=True,
+        help="Maximum GPS distance in m of a pair, for --pairs spatial.",
+    ),
+    click.option("--first-pass", is_flag=True, help="Match a few keypoints first, and drop pairs that look hopeless."),
 )
 
 
-@click.command("map", short_help="Make a map of a folder of photos.")
-@click.argument("photos", type=PATH)
-@click.option("-o", "--output", type=PATH, default=Path("map"), show_default=True, help="Folder of the map.")
+def _check_map(params: Mapping[str, Any]) -> None:
+    """Raise InputError for options of a map that make no sense, and cameras that do not fit the photos."""
+    from isinglass.sfm.options import check_rotation
+
+    check_rotation(params["rotation"])
+    cameras = map_options(dict(params)).cameras
+    if cameras.params is not None or cameras.share in ("single", "folder"):
+        from isinglass.sfm.cameras import find_cameras
+        from isinglass.sfm.extraction import image_names
+
+        find_cameras(params["photos"], image_names(params["photos"]), cameras)
+
+
+@click.command(
+    "map",
+    cls=Command,
+    needs=lambda params: MAPS | ({} if params["address"] is None else {"ray": "ray"}),
+    checks=[check_cluster, _check_map],
+    short_help="Make a map of a folder of photos.",
+)
+@click.argument("photos", type=PHOTOS)
+@click.option("-o", "--output", type=OUTPUT_FOLDER, default=Path("map"), show_default=True, help="Folder of the map.")
 @click.option(
     "--mapper",
     type=click.Choice(["hybrid", "incremental", "global"]),
     default="hybrid",
     show_default=True,
-    help="Hybrid: the global one's photos, judged, refined and completed by the incremental one.",
+    help="Mapper of COLMAP; hybrid refines and completes the global one's result by the incremental one.",
 )
-@click.option("--masks", type=PATH, help="Folder of <photo>.png: keypoints only where they are not black.")
-@click.option("--least-inliers", type=click.IntRange(8), default=40, show_default=True, help="Of a pair that overlaps.")
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that match.")
-@click.option("--cache-mb", type=click.IntRange(1), default=1000, show_default=True, help="Features held in memory.")
-@click.option("--json", "as_json", is_flag=True, help="The summary as JSON on stdout.")
+@click.option("--masks", type=PRESENT, help="Masks, <photo>.png in a folder; keypoints only where they are not black.")
+@click.option(
+    "--least-inliers",
+    type=click.IntRange(8),
+    default=40,
+    show_default=True,
+    help="Minimum inliers of a pair that overlaps.",
+)
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Number of processes that match.")
+@click.option(
+    "--cache-mb",
+    type=click.IntRange(1),
+    default=1000,
+    show_default=True,
+    help="Memory in MB for features while matching.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on stdout.")
 @options(*CLUSTER_OPTIONS, *PAIR_OPTIONS, *CAMERA_OPTIONS, *PIPELINE_OPTIONS, *MATCHER_OPTIONS)
 def make(photos: Path, output: Path, as_json: bool, **settings: Any) -> int:
     """Make a map of all photos in and below PHOTOS: features, pairs, matches, a COLMAP model, and a page to look at.
 
-    A run that was stopped goes on where it was when the same command is given again. Exit code 1: there is no model, or
-    some photos could not be used.
+    A run that was stopped goes on where it was when the same command is given again.
     """
     from isinglass.sfm.mapping import make_map
 
@@ -94,16 +176,19 @@ def make(photos: Path, output: Path, as_json: bool, **settings: Any) -> int:
     return SOME_FAILED if summary.problems else OK
 
 
-@click.group(short_help="A map for other programs.")
+_EXPORT = {"h5py": "maps", "pycolmap": "maps"}
+
+
+@click.group(short_help="Write a map for other programs.")
 def export() -> None:
     """Write a map, or a project of COLMAP, in the form of another program."""
 
 
-@export.command("colmap", short_help="A project of COLMAP.")
-@click.argument("source", type=PATH)
-@click.option("-o", "--output", type=PATH, required=True, help="Folder of the project.")
-@click.option("--photos", type=PATH, help="Folder of the photos, where SOURCE is no map.")
-@click.option("--descriptors", is_flag=True, help="Put those of SIFT into the database, too.")
+@export.command("colmap", cls=Command, needs=_EXPORT, short_help="Write a COLMAP project.")
+@click.argument("source", type=PRESENT)
+@click.option("-o", "--output", type=OUTPUT_FOLDER, required=True, help="Folder of the project.")
+@click.option("--photos", type=PHOTOS, help="Folder of the photos, where SOURCE is no map.")
+@click.option("--descriptors", is_flag=True, help="Put SIFT descriptors into the database, too.")
 @options(*CAMERA_OPTIONS)
 def export_to_colmap(source: Path, output: Path, photos: Path | None, descriptors: bool, **settings: Any) -> int:
     """Write database.db, sparse/0, ... and image-list.txt of SOURCE: a map, or what `match-many` wrote."""
@@ -115,9 +200,9 @@ def export_to_colmap(source: Path, output: Path, photos: Path | None, descriptor
     return OK
 
 
-@export.command("hloc", short_help="Files of hloc.")
-@click.argument("source", type=PATH)
-@click.option("-o", "--output", type=PATH, required=True, help="Folder of the files.")
+@export.command("hloc", cls=Command, needs=_EXPORT, short_help="Write files of hloc.")
+@click.argument("source", type=PRESENT)
+@click.option("-o", "--output", type=OUTPUT_FOLDER, required=True, help="Folder of the files.")
 def export_to_hloc(source: Path, output: Path) -> int:
     """Write features.h5, matches.h5 and pairs.txt of SOURCE: a map, or a database of COLMAP."""
     from isinglass.sfm.exchange import export_hloc
@@ -127,10 +212,15 @@ def export_to_hloc(source: Path, output: Path) -> int:
     return OK
 
 
-@export.command("pairs", short_help="The pairs of a COLMAP project.")
-@click.argument("source", type=PATH)
-@click.option("-o", "--output", type=PATH, required=True, help="The list.")
-@click.option("--verified/--matched", default=True, show_default=True, help="With a two-view geometry, or matches.")
+@export.command("pairs", cls=Command, needs=_EXPORT, short_help="Write the pairs of a COLMAP project.")
+@click.argument("source", type=PRESENT)
+@click.option("-o", "--output", type=OUTPUT_FILE, required=True, help="List to write.")
+@click.option(
+    "--verified/--matched",
+    default=True,
+    show_default=True,
+    help="Pairs to write: those with a two-view geometry, or all with matches.",
+)
 def export_to_pairs(source: Path, output: Path, verified: bool) -> int:
     """Write the pairs of SOURCE, a database of COLMAP or a map, as a list for --pairs-file and `match-many`."""
     from isinglass.sfm.exchange import export_pairs
@@ -141,7 +231,7 @@ def export_to_pairs(source: Path, output: Path, verified: bool) -> int:
 
 def map_options(settings: dict[str, Any]) -> MapOptions:
     """The options of a map, taken out of a command's."""
-    from isinglass.sfm.mapping import MapOptions
+    from isinglass.sfm.options import MapOptions
 
     pairs = take_pair_options(settings)
     rest = {name: settings.pop(name) for name in ("mapper", "masks", "workers", "least_inliers")}
@@ -151,7 +241,7 @@ def map_options(settings: dict[str, Any]) -> MapOptions:
 
 def take_pair_options(settings: dict[str, Any]) -> PairOptions:
     """How pairs are chosen, by PAIR_OPTIONS, which are taken out of a command's."""
-    from isinglass.sfm.choice import PairOptions
+    from isinglass.sfm.options import PairOptions
 
     if settings["file"] is not None:
         settings["how"] = "file"
@@ -160,17 +250,32 @@ def take_pair_options(settings: dict[str, Any]) -> PairOptions:
     return PairOptions(**{one.name: settings.pop(one.name) for one in fields(PairOptions) if one.name in settings})
 
 
-def _camera_options(settings: dict[str, Any]) -> Any:
-    from isinglass.sfm.cameras import CameraOptions
+def _camera_options(settings: dict[str, Any]) -> CameraOptions:
+    from isinglass.sfm.options import CameraOptions
 
-    params = settings.pop("camera_params")
+    params, size = settings.pop("camera_params"), settings.pop("camera_size")
+    return CameraOptions(
+        model=settings.pop("camera_model"),
+        share=settings.pop("share"),
+        params=None if params is None else camera_numbers(params),
+        size=None if size is None else _size(size),
+        refine=settings.pop("refine"),
+    )
+
+
+def camera_numbers(params: str) -> tuple[float, ...]:
+    """Return the numbers of --camera-params. Raises UsageError where they are none."""
     try:
-        values = None if params is None else tuple(map(float, params.split(",")))
+        return tuple(map(float, params.split(",")))
     except ValueError:
         raise click.UsageError(f"--camera-params is {params!r}; expected numbers with commas between them") from None
-    return CameraOptions(
-        model=settings.pop("camera_model"), share=settings.pop("share"), params=values, refine=settings.pop("refine")
-    )
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise click.UsageError(f"--camera-size is {text!r}; expected width and height in px, such as 640x480")
+    return int(width), int(height)
 
 
 def _told(summary: MapSummary, output: Path) -> str:

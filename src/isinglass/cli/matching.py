@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from isinglass.cli.checks import FILE, FOLDER, IMAGE, OUTPUT_FOLDER, PRESENT, Command
 from isinglass.cli.common import (
     MATCHER_OPTIONS,
     OK,
-    PATH,
     PIPELINE_OPTIONS,
     SOME_FAILED,
     complain,
@@ -28,12 +28,28 @@ if TYPE_CHECKING:
     from isinglass.pipeline import Pipeline
 
 
-@click.command(short_help="Match two images, or many.")
-@click.argument("first", type=PATH, required=False)
-@click.argument("second", type=PATH, required=False)
-@click.option("--pairs", type=PATH, help="Text file with two image names a line.")
-@click.option("--root", type=PATH, help="Folder that the names in --pairs are relative to; that of the file.")
-@click.option("-o", "--output", type=PATH, default=Path("matches"), show_default=True, help="Folder for results.")
+def _match_needs(params: Mapping[str, Any]) -> dict[str, str]:
+    """Return the packages that the files to write need."""
+    formats = {"h5py": "hdf5"} if "h5" in params["formats"] else {}
+    return formats | ({"matplotlib": "viz"} if params["picture"] else {})
+
+
+def _check_match(params: Mapping[str, Any]) -> None:
+    """Raise UsageError where it is not clear what to match."""
+    if (params["first"] is None) == (params["pairs"] is None):
+        raise click.UsageError("Give two images or folders, or --pairs FILE.")
+    if params["first"] is not None and params["second"] is None and params["first"].is_file():
+        raise click.UsageError(f"{str(params['first'])!r} is one image; give a second one, or a folder.")
+
+
+@click.command(cls=Command, needs=_match_needs, checks=[_check_match], short_help="Match two images, or many.")
+@click.argument("first", type=PRESENT, required=False)
+@click.argument("second", type=PRESENT, required=False)
+@click.option("--pairs", type=FILE, help="Text file with two image names per line.")
+@click.option("--root", type=FOLDER, help="Folder that the names in --pairs are relative to.  [default: the file's]")
+@click.option(
+    "-o", "--output", type=OUTPUT_FOLDER, default=Path("matches"), show_default=True, help="Folder of the results."
+)
 @click.option(
     "--format",
     "formats",
@@ -41,13 +57,13 @@ if TYPE_CHECKING:
     multiple=True,
     default=("npz",),
     show_default=True,
-    help="Of the matches; may be given several times.",
+    help="Format of the matches; repeatable.",
 )
-@click.option("--picture/--no-picture", default=True, show_default=True, help="Draw every pair.")
-@click.option("--mask0", type=PATH, help="Image of the first view's size: keypoints only where it is not black.")
-@click.option("--mask1", type=PATH, help="Likewise for the second view.")
-@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Pairs matched at once.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a pair on stdout.")
+@click.option("--picture/--no-picture", default=True, show_default=True, help="Draw a picture of every pair.")
+@click.option("--mask0", type=IMAGE, help="Mask of the first image, of its size; keypoints only where it is not black.")
+@click.option("--mask1", type=IMAGE, help="Mask of the second image.")
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Pairs to match at once.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per pair on stdout.")
 @options(*PIPELINE_OPTIONS, *MATCHER_OPTIONS)
 def match(
     first: Path | None,
@@ -67,8 +83,6 @@ def match(
 
     A run that was stopped goes on where it was when the same command is given again.
     """
-    if (first is None) == (pairs is None):
-        raise click.UsageError("Give two images or folders, or --pairs FILE.")
     from isinglass.batch import Outputs, list_pairs, match_files, read_pairs
 
     jobs = read_pairs(pairs, root) if pairs is not None else list_pairs(_given(first), second)
@@ -87,10 +101,12 @@ def match(
     return SOME_FAILED if failed else OK
 
 
-@click.command(short_help="Extract features of images into files.")
-@click.argument("images", type=PATH, nargs=-1, required=True)
-@click.option("-o", "--output", type=PATH, default=Path("features"), show_default=True, help="Folder for results.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object an image on stdout.")
+@click.command(cls=Command, short_help="Extract features of images into files.")
+@click.argument("images", type=PRESENT, nargs=-1, required=True)
+@click.option(
+    "-o", "--output", type=OUTPUT_FOLDER, default=Path("features"), show_default=True, help="Folder of the results."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per image on stdout.")
 @options(*PIPELINE_OPTIONS)
 def extract(images: tuple[Path, ...], output: Path, as_json: bool, **settings: Any) -> int:
     """Extract features of IMAGES (files or folders) into one npz file each."""
@@ -117,7 +133,7 @@ def extract(images: tuple[Path, ...], output: Path, as_json: bool, **settings: A
     return SOME_FAILED if failed else OK
 
 
-@click.command(short_help="List or fetch weights, with their licences.")
+@click.command(cls=Command, short_help="List or fetch weights, with their licences.")
 @click.option("--fetch", "to_fetch", multiple=True, metavar="NAME", help="Fetch and verify these weights now.")
 @click.option("--accept-licence", is_flag=True, help="Accept the licence of the weights to fetch, once and for all.")
 @click.option("--commercial", is_flag=True, help="List only what may be used commercially.")
@@ -163,11 +179,11 @@ def models(to_fetch: tuple[str, ...], accept_licence: bool, commercial: bool, as
     return OK
 
 
-@click.command(short_help="Say why two images have few matches.")
-@click.argument("first", type=PATH)
-@click.argument("second", type=PATH)
-@click.option("--thorough", is_flag=True, help="Try turns and scales even where the pair matches well.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@click.command(cls=Command, short_help="Say why two images have few matches.")
+@click.argument("first", type=IMAGE)
+@click.argument("second", type=IMAGE)
+@click.option("--thorough", is_flag=True, help="Try rotations and scales even where the pair matches well.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @options(*PIPELINE_OPTIONS, *MATCHER_OPTIONS)
 def doctor(first: Path, second: Path, thorough: bool, as_json: bool, **settings: Any) -> int:
     """Say why FIRST and SECOND have few matches, and what to do about it."""
@@ -184,7 +200,7 @@ def _show(report: PairReport, pipeline: Pipeline) -> None:
     if report.error is not None:
         complain(report.error, SOME_FAILED)
         return
-    stop = "" if report.stop_layer is None else f", stopped after layer {report.stop_layer} of {pipeline.num_layers}"
+    stop = "" if report.stop_layer is None else f", exit after layer {report.stop_layer} of {pipeline.num_layers}"
     inliers = (
         "not verified: pip install 'isinglass[geometry]'"
         if report.num_inliers is None

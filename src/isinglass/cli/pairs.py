@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from isinglass.cli.checks import OUTPUT_FILE, PHOTOS, PRESENT, Command
 from isinglass.cli.common import (
     MATCHER_OPTIONS,
     OK,
-    PATH,
     PIPELINE_OPTIONS,
     SOME_FAILED,
     complain,
@@ -23,18 +23,48 @@ from isinglass.cli.common import (
 from isinglass.cli.maps import PAIR_OPTIONS, take_pair_options
 
 if TYPE_CHECKING:
-    from isinglass.sfm.choice import Chosen, PairOptions
+    from isinglass.sfm.choice import Chosen
+    from isinglass.sfm.options import PairOptions
     from isinglass.sfm.retrieval import Retrieval
     from isinglass.sfm.store import FeatureStore
 
 
-@click.command(short_help="Choose which images to match.")
-@click.argument("source", type=PATH)
-@click.option("-o", "--output", type=PATH, default=Path("pairs.txt"), show_default=True, help="The list.")
-@click.option("--photos", type=PATH, help="Folder of the photos, where SOURCE is a store: for --pairs spatial.")
-@click.option("--words", type=click.IntRange(1), help="Of the vocabulary of likeness; by the number of images.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the vocabulary.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def _needs(params: Mapping[str, Any]) -> dict[str, str]:
+    """Return the packages that the way of choosing needs."""
+    how = "file" if params["file"] else "covisible" if params["model"] else params["how"]
+    by_features = how not in ("exhaustive", "covisible", "file") or params["first_pass"] or params["source"].is_file()
+    needs = {"h5py": "maps", "faiss": "maps"} if by_features else {}
+    return needs | ({"pycolmap": "maps"} if how in ("spatial", "covisible") else {})
+
+
+def _settings(context: click.Context) -> dict[str, Any]:
+    """Return the options of the pipeline, whose matcher is used in a first pass alone."""
+    params = dict(context.params)
+    if not params["first_pass"]:
+        for name in ("matcher", "ratio", "filter_threshold"):
+            params.pop(name)
+    elif params["source"].is_file():
+        params["extractor"] = None  # that of the features
+    return params
+
+
+def _check_pairs(params: Mapping[str, Any]) -> None:
+    """Raise InputError for ways of choosing that make no sense."""
+    if take_pair_options(dict(params)).how == "spatial" and params["source"].is_file() and params["photos"] is None:
+        raise click.UsageError("--pairs spatial reads GPS from photos: give their folder as --photos, too.")
+
+
+@click.command(
+    cls=Command, needs=_needs, pipeline=_settings, checks=[_check_pairs], short_help="Choose which images to match."
+)
+@click.argument("source", type=PRESENT)
+@click.option("-o", "--output", type=OUTPUT_FILE, default=Path("pairs.txt"), show_default=True, help="List to write.")
+@click.option("--photos", type=PHOTOS, help="Folder of the photos, where SOURCE is a store, for --pairs spatial.")
+@click.option(
+    "--words", type=click.IntRange(1), help="Words of the retrieval vocabulary.  [default: by the number of images]"
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the retrieval vocabulary.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @options(*PAIR_OPTIONS, *PIPELINE_OPTIONS, *MATCHER_OPTIONS)
 def pairs(
     source: Path,
@@ -45,7 +75,7 @@ def pairs(
     as_json: bool,
     **settings: Any,
 ) -> int:
-    """Choose pairs of SOURCE, a folder of photos or a features.h5, and write two names a line.
+    """Choose pairs of SOURCE, a folder of photos or a features.h5, and write two names per line.
 
     --pairs says how: exhaustive (all), sequential (neighbours in the order of names, and loops), spatial (GPS),
     retrieval (images that look alike), covisible (by a COLMAP model), file. Features, where a way needs them, and
@@ -59,8 +89,6 @@ def pairs(
     try:
         if photos is not None:
             images.photos = photos
-        elif source.is_file() and chosen_by.how == "spatial":
-            raise click.UsageError("--pairs spatial reads GPS from photos: give their folder as --photos, too.")
         names = images.names(chosen_by)
         chosen = choose_pairs(names, images.photos, chosen_by, lambda: images.retrieval(words=words, seed=seed))
         if chosen_by.first_pass and chosen.pairs:

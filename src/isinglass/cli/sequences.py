@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from isinglass.cli.checks import OUTPUT_FOLDER, PHOTOS, PRESENT, Command, Number
 from isinglass.cli.common import (
     MATCHER_OPTIONS,
     OK,
-    PATH,
     PIPELINE_OPTIONS,
     SOME_FAILED,
     complain,
@@ -28,47 +28,65 @@ if TYPE_CHECKING:
 
 # options of isinglass.sfm.tracking.TrackOptions, with its defaults (a test holds them equal)
 TRACK_OPTIONS = (
-    click.option("--window", type=click.IntRange(1), default=2, show_default=True, help="Keyframes a frame meets."),
+    click.option(
+        "--window",
+        type=click.IntRange(1),
+        default=2,
+        show_default=True,
+        help="Keyframes that each frame is matched with.",
+    ),
     click.option(
         "--frame-keypoints",
         type=click.IntRange(8),
         default=1024,
         show_default=True,
-        help="Of a frame, that are matched; keyframes have --max-keypoints.",
+        help="Keypoints per frame that are matched; keyframes have --max-keypoints.",
     ),
     click.option(
-        "--least-matches", type=click.IntRange(8), default=25, show_default=True, help="Fewer: a frame is not tracked."
+        "--least-matches",
+        type=click.IntRange(8),
+        default=25,
+        show_default=True,
+        help="Minimum matches; a frame with fewer is lost.",
     ),
     click.option(
         "--least-share",
-        type=click.FloatRange(0, 1, min_open=True),
+        type=Number(0, 1, min_open=True),
         default=0.6,
         show_default=True,
-        help="Of the most matches with the newest keyframe; a frame with less becomes one.",
+        help="Minimum share of the newest keyframe's best number of matches; a frame with less becomes a keyframe.",
     ),
     click.option(
         "--most-motion",
-        type=click.FloatRange(0, 1, min_open=True),
+        type=Number(0, 1, min_open=True),
         default=0.15,
         show_default=True,
-        help="Median way of the matches as a share of the diagonal; a frame with more becomes a keyframe.",
+        help="Maximum median motion of the matches, as a share of the diagonal; a frame with more becomes a keyframe.",
     ),
-    click.option("--most-frames", type=click.IntRange(1), help="From keyframe to keyframe."),
+    click.option("--most-frames", type=click.IntRange(1), help="Maximum frames from keyframe to keyframe."),
     click.option(
         "--threshold-px",
-        type=click.FloatRange(0, min_open=True),
+        type=Number(0, min_open=True),
         default=3.0,
         show_default=True,
-        help="Of the geometry that a frame's matches agree on.",
+        help="Inlier threshold in px of the geometry between frames.",
     ),
 )
 
 
-@click.command(short_help="Track points through a video or a folder of frames.")
-@click.argument("source", type=PATH)
-@click.option("-o", "--output", type=PATH, default=Path("tracks"), show_default=True, help="Folder for results.")
-@click.option("--every", type=click.IntRange(1), default=1, show_default=True, help="Read each so many-th frame.")
-@click.option("--json", "as_json", is_flag=True, help="The summary as JSON on stdout.")
+@click.command(
+    cls=Command,
+    needs={"h5py": "maps", "cv2": "maps", "poselib": "maps"},
+    short_help="Track points through a video or a folder of frames.",
+)
+@click.argument("source", type=PRESENT)
+@click.option(
+    "-o", "--output", type=OUTPUT_FOLDER, default=Path("tracks"), show_default=True, help="Folder of the results."
+)
+@click.option(
+    "--every", type=click.IntRange(1), default=1, show_default=True, help="Step between the frames that are read."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on stdout.")
 @options(*TRACK_OPTIONS, *PIPELINE_OPTIONS, *MATCHER_OPTIONS)
 def track(source: Path, output: Path, every: int, as_json: bool, **settings: Any) -> int:
     """Track points through SOURCE: a video, or a folder of frames in the order of their names.
@@ -93,12 +111,20 @@ def track(source: Path, output: Path, every: int, as_json: bool, **settings: Any
     return SOME_FAILED if summary.problems or not summary.keyframes else OK
 
 
-@click.command(short_help="Look at a map in the browser.")
-@click.argument("map_folder", metavar="MAP", type=PATH)
-@click.option("--photos", type=PATH, help="Folder of the photos; as the map says if not given.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0: other machines can look, too.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="Or the next free one.")
-@click.option("--browser/--no-browser", default=True, show_default=True, help="Open the page.")
+@click.command(cls=Command, needs={"viser": "viewer", "pycolmap": "viewer"}, short_help="Look at a map in the browser.")
+@click.argument("map_folder", metavar="MAP", type=PHOTOS)
+@click.option("--photos", type=PHOTOS, help="Folder of the photos.  [default: the one that the map names]")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 lets other machines connect."
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8080,
+    show_default=True,
+    help="Port to listen on; the next free one if it is taken.",
+)
+@click.option("--browser/--no-browser", default=True, show_default=True, help="Open the page in the browser.")
 def view(map_folder: Path, photos: Path | None, host: str, port: int, browser: bool) -> int:
     """Show MAP in the browser until Ctrl-C: points, cameras with their photos, the graph of matches, a pair's matches.
 

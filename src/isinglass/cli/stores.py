@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from isinglass.cli.checks import OUTPUT_FILE, PRESENT, Command
 from isinglass.cli.common import (
     CLUSTER_OPTIONS,
     MATCHER_OPTIONS,
     OK,
-    PATH,
     PIPELINE_OPTIONS,
     SOME_FAILED,
+    check_cluster,
     complain,
     options,
     pipeline_options,
@@ -32,14 +33,44 @@ if TYPE_CHECKING:
     from isinglass.sfm.store import Pair
 
 
-@click.command("match-many", short_help="Match many pairs of photos into one file.")
-@click.argument("source", type=PATH)
+def _settings(context: click.Context) -> dict[str, Any]:
+    """Return the options of the pipeline; the extractor of features that are there is theirs."""
+    return {**context.params, "extractor": None} if context.params["source"].is_file() else dict(context.params)
+
+
+def _check_match_many(params: Mapping[str, Any]) -> None:
+    """Raise InputError for a list of pairs that is not there, and options that do not go together."""
+    if params["rotation"] == "auto":
+        raise InputError("--rotation auto matches each pair four times, which match-many does not; choose exif or none")
+    if params["pairs"] != "all" and not Path(params["pairs"]).is_file():
+        raise InputError(f"the list of pairs {params['pairs']!r} cannot be read: there is no such file. Check the path")
+    if params["source"].is_file() and params["masks"] is not None:
+        raise click.UsageError("--masks is for a folder of photos; the features of SOURCE are there already.")
+
+
+@click.command(
+    "match-many",
+    cls=Command,
+    needs=lambda params: {"h5py": "maps"} | ({} if params["address"] is None else {"ray": "ray"}),
+    pipeline=_settings,
+    checks=[check_cluster, _check_match_many],
+    short_help="Match many pairs of photos into one file.",
+)
+@click.argument("source", type=PRESENT)
 @click.argument("pairs")
-@click.option("-o", "--output", type=PATH, default=Path("matches.h5"), show_default=True, help="The matches.")
-@click.option("--masks", type=PATH, help="Folder of <photo>.png: keypoints only where they are not black.")
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that match.")
-@click.option("--cache-mb", type=click.IntRange(1), default=1000, show_default=True, help="Features held in memory.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@click.option(
+    "-o", "--output", type=OUTPUT_FILE, default=Path("matches.h5"), show_default=True, help="File of the matches."
+)
+@click.option("--masks", type=PRESENT, help="Masks, <photo>.png in a folder; keypoints only where they are not black.")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Number of processes that match.")
+@click.option(
+    "--cache-mb",
+    type=click.IntRange(1),
+    default=1000,
+    show_default=True,
+    help="Memory in MB for features while matching.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @options(*CLUSTER_OPTIONS, *PIPELINE_OPTIONS, *MATCHER_OPTIONS)
 def match_many(
     source: Path,
@@ -53,18 +84,14 @@ def match_many(
 ) -> int:
     """Match PAIRS of SOURCE: a folder of photos, whose features.h5 is made beside the output, or a features.h5.
 
-    PAIRS is a text file of two names a line, such as `isinglass pairs` writes, or "all". The files are as those of
+    PAIRS is a text file of two names per line, such as `isinglass pairs` writes, or "all". The files are as those of
     hloc. A run that was stopped goes on where it was when the same command is given again.
     """
-    if settings["rotation"] == "auto":
-        raise InputError("--rotation auto matches each pair four times, which match-many does not; choose exif or none")
     computing = take_computing(settings, workers=workers, memory_mb=cache_mb)
     store, filled = source, None
     if not source.is_file():
         store = output.with_name("features.h5")
         filled = _extracted(source, store, masks, settings, computing)
-    elif masks is not None:
-        raise click.UsageError("--masks is for a folder of photos; the features of SOURCE are there already.")
     else:
         _check_extractor(source, settings["extractor"])
     result = _matched(store, pairs, output, settings, computing)
@@ -81,8 +108,8 @@ def match_many(
 
 def _check_extractor(store: Path, extractor: str) -> None:
     """Raises InputError where another extractor was asked for than the one that made the features."""
-    from isinglass.models import extractor_weights
     from isinglass.sfm.store import FeatureStore
+    from isinglass.weights.names import extractor_weights
 
     given = click.get_current_context().get_parameter_source("extractor") is click.core.ParameterSource.COMMANDLINE
     with FeatureStore(store) as features:

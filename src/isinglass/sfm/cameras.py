@@ -1,94 +1,157 @@
-"""Cameras of photos: what EXIF says of them, and which photos share one."""
+"""Cameras of photos: what EXIF says of them, which photos share one, and known intrinsics scaled to their size."""
 
 from __future__ import annotations
 
+import copy
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from isinglass.errors import InputError
-from isinglass.files import PathLike
-from isinglass.sfm.colmap import camera_of, pycolmap_module, quiet
+from isinglass.sfm.colmap_log import quiet
+from isinglass.sfm.options import CameraOptions, pycolmap_module
 
-Share = Literal["exif", "single", "folder", "image"]
-SHARES = ("exif", "single", "folder", "image")
+if TYPE_CHECKING:
+    from isinglass.files import PathLike
+
+Size = tuple[int, int]  # (width, height) px
 _EXIF_IFD, _MAKE, _MODEL = 0x8769, 0x010F, 0x0110
 _FOCAL_LENGTH, _FOCAL_LENGTH_35MM, _LENS = 0x920A, 0xA405, 0xA434
+_OFF_CENTRE = 0.2  # share of a side that a principal point is off the centre where the size is another one
+_FISHEYE_FOCAL = 0.5  # of the long side: an equidistant lens that sees 115 degrees along it
 
 
 @dataclass(frozen=True, kw_only=True)
-class CameraOptions:
-    """What cameras of a map are.
+class Cameras:
+    """The cameras of photos.
 
-    model   as COLMAP names it: "SIMPLE_RADIAL", "PINHOLE", "OPENCV", "OPENCV_FISHEYE", ...
-    share   which photos are of one camera: "exif" = those whose EXIF agrees in maker, model, lens and focal length
-            (a photo without EXIF has its own), "single" = all, "folder" = those of a folder, "image" = none
-    params  known intrinsics, see `colmap.camera_of`, of all cameras; None = as COLMAP guesses them from EXIF, or a
-            focal length of 1.2 times the long side
-    refine  intrinsics are refined as the map is made; None = unless they are known
+    groups    each `pycolmap.Camera` with the names of its photos
+    notes     what a person should know of them
+    problems  photos that have no camera, by name, and why
     """
 
-    model: str = "SIMPLE_RADIAL"
-    share: Share = "exif"
-    params: tuple[float, ...] | None = None
-    refine: bool | None = None
-
-    def __post_init__(self) -> None:
-        if self.share not in SHARES:
-            raise InputError(f"share is {self.share!r}; expected one of {', '.join(map(repr, SHARES))}")
-
-    @property
-    def refined(self) -> bool:
-        """Whether intrinsics change as the map is made."""
-        return self.params is None if self.refine is None else self.refine
+    groups: list[tuple[Any, list[str]]]
+    notes: list[str] = field(default_factory=list)
+    problems: dict[str, str] = field(default_factory=dict)
 
 
 def cameras_of(photos: PathLike, names: Sequence[str], options: CameraOptions) -> list[tuple[Any, list[str]]]:
-    """Each camera of the photos `names` of a folder, a `pycolmap.Camera`, with the names of its photos.
+    """Return each camera of the photos `names` of a folder, a `pycolmap.Camera`, with the names of its photos.
 
-    Raises InputError where photos that are to share a camera differ in size, for an unknown model or wrong number of
-    parameters, and for a photo that cannot be read; MissingExtra without pycolmap.
+    Raises InputError as `find_cameras` does, and for a photo that cannot be read; MissingExtra without pycolmap.
     """
-    folder = Path(photos)
-    groups: dict[object, list[str]] = {}
-    sizes: dict[object, tuple[int, int]] = {}
+    found = find_cameras(photos, names, options)
+    for problem in found.problems.values():
+        raise InputError(problem)
+    return found.groups
+
+
+def find_cameras(photos: PathLike, names: Sequence[str], options: CameraOptions) -> Cameras:
+    """Find the cameras of the photos `names` of a folder; photos that cannot be read are among its problems.
+
+    Raises InputError where photos that are to share a camera differ in size, and where known parameters cannot be
+    scaled to a photo's size; MissingExtra without pycolmap.
+    """
+    folder, problems = Path(photos), {}
+    headers: dict[str, _Header] = {}
     for name in names:
-        header = _header(folder / name)
-        key = _KEYS[options.share](name, header)
-        if sizes.setdefault(key, header.size) != header.size:
-            raise InputError(
-                f"{name!r} is {header.size[0]} x {header.size[1]} px, {groups[key][0]!r} {sizes[key][0]} x "
-                f"{sizes[key][1]}; photos that share a camera are expected to be of one size. Choose another way to "
-                "share cameras, such as 'exif'"
-            )
-        groups.setdefault(key, []).append(name)
-    return [(_camera(folder / group[0], sizes[key], options), group) for key, group in groups.items()]
-
-
-def _camera(photo: Path, size: tuple[int, int], options: CameraOptions) -> Any:
+        try:
+            headers[name] = _header(folder / name)
+        except InputError as error:
+            problems[name] = str(error)
+    groups: dict[object, list[str]] = {}
+    for name, header in headers.items():
+        groups.setdefault(_key(name, header, options), []).append(name)
+    _check_sizes(groups, headers)
     if options.params is not None:
-        return camera_of(options.model, size, options.params)
+        known, notes = _known_cameras([header.size for header in headers.values()], options)
+        found = [(known[headers[group[0]].size], group) for group in groups.values()]
+        return Cameras(groups=[(copy.copy(camera), group) for camera, group in found], notes=notes, problems=problems)
+    cameras = [(_camera(folder / group[0], headers[group[0]], options), group) for group in groups.values()]
+    return Cameras(groups=cameras, problems=problems)
+
+
+# ---- known intrinsics
+
+
+def _known_cameras(sizes: Sequence[Size], options: CameraOptions) -> tuple[dict[Size, Any], list[str]]:
+    """Return the camera of each size by the parameters given, and a note where they were scaled."""
+    from isinglass.sfm.colmap import camera_of
+
+    if not sizes:
+        return {}, []
+    size = options.size or _size_of_params(sizes, options)
+    camera = camera_of(options.model, size, options.params or ())
+    cameras, scaled = {}, []
+    for other, count in Counter(sizes).items():
+        if abs(other[0] * size[1] - other[1] * size[0]) > max(size):  # off by more than the rounding of a pixel
+            raise InputError(
+                f"the camera parameters are for {_px(size)}; they cannot be scaled to photos of {_px(other)} "
+                f"({count}), whose sides have another ratio. Map these photos alone, or leave the parameters out"
+            )
+        cameras[other] = copy.copy(camera)
+        if other != size:
+            cameras[other].rescale(*other)
+            scaled.append(f"{count} of {_px(other)}")
+    note = f"the camera parameters are for photos of {_px(size)}; they were scaled for {', '.join(scaled)}"
+    return cameras, [note] if scaled else []
+
+
+def _size_of_params(sizes: Sequence[Size], options: CameraOptions) -> Size:
+    """Return the size whose centre is nearest to the principal point; the largest of equals.
+
+    Raises InputError where it is near none: then the parameters are those of another size.
+    """
+    from isinglass.sfm.colmap import camera_of
+
+    if len(camera_of(options.model, sizes[0], options.params or ()).principal_point_idxs()) != 2:
+        return max(sizes)
+
+    def off(size: Size) -> float:
+        camera = camera_of(options.model, size, options.params or ())
+        return max(abs(camera.principal_point_x / size[0] - 0.5), abs(camera.principal_point_y / size[1] - 0.5))
+
+    best = min(set(sizes), key=lambda size: (round(off(size), 3), -size[0] * size[1]))
+    if off(best) > _OFF_CENTRE:
+        camera = camera_of(options.model, best, options.params or ())
+        meant = round(2 * camera.principal_point_x), round(2 * camera.principal_point_y)
+        raise InputError(
+            f"the principal point of the camera parameters is far from the centre of photos of {_px(best)}; they look "
+            f"like those of {_px(meant)}. Give the size that they are for (--camera-size {meant[0]}x{meant[1]}); they "
+            "are scaled from it"
+        )
+    return best
+
+
+def _px(size: Size) -> str:
+    return f"{size[0]} x {size[1]} px"
+
+
+# ---- cameras of EXIF, or guessed
+
+
+def _camera(photo: Path, header: _Header, options: CameraOptions) -> Any:
     colmap = pycolmap_module()
-    if options.model not in colmap.CameraModelId.__members__ or options.model == "INVALID":
-        camera_of(options.model, size, ())  # which says what is wrong
     reading = colmap.ImageReaderOptions(camera_model=options.model)
     with quiet():
         try:
-            return colmap.infer_camera_from_image(photo, reading)
-        except ValueError:  # a format that COLMAP cannot read: an empty picture with the same EXIF says as much
+            camera = colmap.infer_camera_from_image(photo, reading)
+        except (ValueError, RuntimeError):  # COLMAP cannot read it: an empty picture with the same EXIF says as much
             with tempfile.TemporaryDirectory() as folder:
                 stand_in = Path(folder) / "stand-in.png"
-                Image.new("1", size).save(stand_in, exif=_header(photo).exif)
-                return colmap.infer_camera_from_image(stand_in, reading)
+                Image.new("1", header.size).save(stand_in, exif=header.exif)
+                camera = colmap.infer_camera_from_image(stand_in, reading)
+    return camera
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Header:
-    size: tuple[int, int]
+    size: Size
     exif: Image.Exif
 
 
@@ -98,6 +161,26 @@ def _header(photo: Path) -> _Header:
             return _Header(opened.size, opened.getexif())
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{str(photo)!r} cannot be read as an image ({error}). Copy it again") from error
+
+
+# ---- which photos share a camera
+
+
+def _key(name: str, header: _Header, options: CameraOptions) -> object:
+    """What photos of one camera have in common; with known parameters those of each size have one."""
+    return _KEYS[options.share](name, header), header.size if options.params is not None else None
+
+
+def _check_sizes(groups: dict[object, list[str]], headers: dict[str, _Header]) -> None:
+    for names in groups.values():
+        first = headers[names[0]].size
+        for name in names:
+            if (size := headers[name].size) != first:
+                turned = " It is turned." if size == first[::-1] else ""
+                raise InputError(
+                    f"{name!r} is {_px(size)}, {names[0]!r} {_px(first)};{turned} photos that share a camera are "
+                    "expected to be of one size. Choose another way to share cameras, such as 'exif'"
+                )
 
 
 def _by_exif(name: str, header: _Header) -> object:

@@ -4,52 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal
 
-from isinglass.errors import InputError
 from isinglass.files import PathLike
 from isinglass.sfm.gps import positions
+from isinglass.sfm.options import PairOptions
 from isinglass.sfm.pairs import covisible, exhaustive, in_order, in_sequence, promising, read_pairs, sequential, spatial
 from isinglass.sfm.progress import Tell
 from isinglass.sfm.retrieval import Retrieval
 from isinglass.sfm.store import FeatureStore, Pair
 from isinglass.types import Matcher
-
-How = Literal["auto", "exhaustive", "sequential", "spatial", "retrieval", "covisible", "file"]
-WAYS = ("auto", "exhaustive", "sequential", "spatial", "retrieval", "covisible", "file")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairOptions:
-    """How pairs are chosen.
-
-    how             "auto" = "exhaustive" up to `exhaustive_up_to` photos, else "retrieval"
-    neighbours      of an image, at most: those most alike, nearest, or with most points in common
-    overlap         "sequential": so many of the next photos; in the order of their names
-    loops           "sequential": so many of those most alike of each photo, too, to close loops; 0 = none
-    max_distance_m  "spatial": by GPS; photos without a position are paired by likeness
-    file            "file": of two names a line
-    model           "covisible": folder of a COLMAP model of these photos
-    first_pass      few keypoints are matched first, and pairs dropped that seem hopeless then
-    """
-
-    how: How = "auto"
-    exhaustive_up_to: int = 50
-    neighbours: int = 20
-    overlap: int = 10
-    loops: int = 5
-    max_distance_m: float = 100.0
-    file: Path | None = None
-    model: Path | None = None
-    first_pass: bool = False
-
-    def __post_init__(self) -> None:
-        if self.how not in WAYS:
-            raise InputError(f"pairs are to be chosen by {self.how!r}; expected one of {', '.join(map(repr, WAYS))}")
-        for how, name in (("file", "file"), ("covisible", "model")):
-            if self.how == how and getattr(self, name) is None:
-                raise InputError(f"pairs by {how!r} need {name!r}, which is not given")
 
 
 @dataclass(frozen=True, kw_only=True)

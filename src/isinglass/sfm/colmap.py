@@ -2,17 +2,14 @@
 
 COLMAP has (0.5, 0.5) at the centre of the top-left pixel. That half pixel is added and taken off here and nowhere else:
 to keypoints and to principal points. A model's own points and poses need none of it.
-
-One thing about pycolmap: where it is imported before Pillow, Pillow crashes as it writes PNG files (both bring zlib
-along). This module imports Pillow, and pycolmap later.
 """
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,35 +17,16 @@ from typing import Any
 import numpy as np
 
 from isinglass.datasets.posed import COLMAP_CENTRE
-from isinglass.errors import InputError, MissingExtra, WriteError
+from isinglass.errors import InputError, WriteError
 from isinglass.files import PathLike, write_atomically
-from isinglass.images import exif_orientation  # noqa: F401  Pillow first, see above
+from isinglass.sfm.colmap_log import quiet
+from isinglass.sfm.options import check_camera, pycolmap_module
 from isinglass.sfm.store import FeatureStore, MatchStore, Pair
 
 _SQLITE = b"SQLite format 3\x00"
 _VERSION_AT = 60  # byte of the file that COLMAP keeps its version at, as a big-endian number of four bytes
 _BESIDE = ("-wal", "-shm")  # the log of changes, which is gone when the file is closed, and its index
 _SAME_PX = 1e-3
-
-
-def pycolmap_module() -> Any:
-    """Raises MissingExtra without it."""
-    try:
-        import pycolmap
-    except ImportError as error:
-        raise MissingExtra("pycolmap", "maps") from error
-    return pycolmap
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Within, COLMAP writes nothing to stderr; its errors come as exceptions."""
-    log = pycolmap_module().logging
-    before, log.minloglevel = log.minloglevel, 3
-    try:
-        yield
-    finally:
-        log.minloglevel = before
 
 
 # ---- writing
@@ -210,17 +188,11 @@ def camera_of(model: str, size: tuple[int, int], params: Sequence[float]) -> Any
     params  in COLMAP's order (of PINHOLE: fx, fy, cx, cy), but with the principal point in this library's pixels, where
             (0, 0) is the centre of the top-left one
 
-    Raises InputError for an unknown model, and for as many parameters as it does not have.
+    Raises InputError for an unknown model, and for parameters that cannot be its.
     """
+    check_camera(model, tuple(params))
     colmap = pycolmap_module()
-    known = [name for name in colmap.CameraModelId.__members__ if name != "INVALID"]
-    if model not in known:
-        raise InputError(f"the camera model is {model!r}; expected one of {', '.join(known)}")
     camera = colmap.Camera.create_from_model_name(0, model, float(max(size)), *size)
-    if len(params) != len(camera.params):
-        raise InputError(
-            f"{len(params)} camera parameters came; {model} has {len(camera.params)}: {camera.params_info}"
-        )
     values = np.array(params, np.float64)
     values[list(camera.principal_point_idxs())] += COLMAP_CENTRE
     camera.params = values

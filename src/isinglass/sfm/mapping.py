@@ -17,7 +17,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,45 +26,25 @@ from isinglass.files import PathLike, write_atomically
 from isinglass.options import Options
 from isinglass.pipeline import Pipeline
 from isinglass.pipeline import pipeline_of as pipeline_of_options
-from isinglass.sfm.cameras import CameraOptions, cameras_of
-from isinglass.sfm.choice import PairOptions, choose_pairs, drop_hopeless
+from isinglass.sfm.cameras import find_cameras
+from isinglass.sfm.choice import choose_pairs, drop_hopeless
 from isinglass.sfm.colmap import remove_database, write_database
 from isinglass.sfm.computing import Computing, Here
 from isinglass.sfm.extraction import feature_settings, image_names
+from isinglass.sfm.map_folder import SCHEMA, read_map
 from isinglass.sfm.matching import matching_settings
+from isinglass.sfm.options import MapOptions, check_rotation
 from isinglass.sfm.page import write_map_page
 from isinglass.sfm.pairs import read_pairs, write_pairs
-from isinglass.sfm.reconstruct import Mapper, reconstruct, report_of
+from isinglass.sfm.reconstruct import reconstruct, report_of
 from isinglass.sfm.retrieval import Retrieval
 from isinglass.sfm.stages import Stages, key_of
 from isinglass.sfm.store import FeatureStore, MatchStore, Pair
 from isinglass.sfm.summary import MapSummary, why_no_model
-from isinglass.sfm.verification import LEAST_INLIERS, verify
+from isinglass.sfm.verification import verify
 
 Tell = Callable[[str, int, int], None]  # stage, done, of
-SCHEMA = "isinglass map 1"
 STAGES = ("extract", "retrieval", "pairs", "match", "database", "verify", "reconstruct", "page")
-
-
-@dataclass(frozen=True, kw_only=True)
-class MapOptions:
-    """How a map is made.
-
-    masks          folder of masks, <name of the photo>.png: keypoints only where they are not black
-    workers        processes that match; 1 = this one
-    memory_mb      MB of features that are held as pairs are matched
-    max_error_px   of matches that agree with a two-view geometry; None = see `verification.verify`
-    least_inliers  matches that agree with it; fewer = none
-    """
-
-    pairs: PairOptions = field(default_factory=PairOptions)
-    cameras: CameraOptions = field(default_factory=CameraOptions)
-    mapper: Mapper = "hybrid"
-    masks: Path | None = None
-    workers: int = 1
-    memory_mb: int = 1000
-    max_error_px: float | None = None
-    least_inliers: int = LEAST_INLIERS
 
 
 def make_map(
@@ -85,8 +65,7 @@ def make_map(
     InputError where there are no photos, for options that make no sense, and for a folder of a map of other options;
     WriteError where it cannot be written, MissingExtra without h5py, faiss or pycolmap. What was finished stays.
     """
-    if pipeline.options.rotation == "auto":
-        raise InputError("rotation 'auto' needs both images of a pair; expected 'exif' or 'none' for a map")
+    check_rotation(pipeline.options.rotation)
     making = _Making(Path(photos), Path(folder), pipeline, options or MapOptions(), tell)
     return making.run(computing or Here(workers=making.options.workers, memory_mb=making.options.memory_mb))
 
@@ -98,18 +77,6 @@ def pipeline_of(folder: PathLike) -> Pipeline:
         return pipeline_of_options(Options.of(**told["pipeline"]))
     except KeyError as error:
         raise InputError(f"map.json in {str(folder)!r} has no {error}; make the map again") from error
-
-
-def read_map(folder: PathLike) -> dict[str, Any]:
-    """What map.json of a map says: `photos`, `pipeline` and `options`, and `summary` when it is finished."""
-    file = Path(folder) / "map.json"
-    try:
-        told = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{str(file)!r} cannot be read ({error}); expected a map that `isinglass map` made") from error
-    if not isinstance(told, dict) or told.get("schema") != SCHEMA:
-        raise InputError(f"{str(file)!r} is of another version; expected {SCHEMA!r}. Make the map again")
-    return told
 
 
 class _Making:
@@ -233,13 +200,18 @@ class _Making:
 
         def work() -> dict[str, Any]:
             remove_database(path)
-            cameras = cameras_of(self.photos, self.usable, self.options.cameras)
+            cameras = find_cameras(self.photos, self.usable, self.options.cameras)
             matches = MatchStore(self.folder / "matches.h5", self.pipeline.extractor.signature)
-            written = write_database(path, self.store, matches, pairs, cameras)
-            return {**asdict(written), "made": time.time_ns(), "key": key}
+            written = write_database(path, self.store, matches, pairs, cameras.groups)
+            about = {"problems": cameras.problems, "notes": cameras.notes}
+            return {**asdict(written), **about, "made": time.time_ns(), "key": key}
 
         key = key_of(self.features_key, matched, asdict(self.options.cameras))
-        return self.stages.run("database", key, [path], work).result
+        result = self.stages.run("database", key, [path], work).result
+        self.problems |= result.get("problems", {})
+        self.usable = [name for name in self.usable if name not in self.problems]
+        self.notes += result.get("notes", [])
+        return result
 
     def verify(self, database: dict[str, Any]) -> dict[str, Any]:
         """The two-view geometry of each pair, in COLMAP's database."""

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -22,11 +22,10 @@ from isinglass.errors import InputError, WriteError
 from isinglass.files import PathLike
 from isinglass.images import read_image
 from isinglass.sfm.colmap import Project, pycolmap_module, quiet
+from isinglass.sfm.options import MAPPERS, Mapper
 from isinglass.sfm.progress import Tell
 from isinglass.sfm.verification import SEED, of_size
 
-Mapper = Literal["hybrid", "incremental", "global"]
-MAPPERS = ("hybrid", "incremental", "global")
 LEAST_SHARE = 0.5  # of a photo's matches with points that agree with its pose; COLMAP's is a quarter
 LEAST_IMAGES = 3  # of a model, unless there are only two
 FEW_POINTS = 50  # a photo that sees fewer in a global model is placed anew by the hybrid mapper

@@ -17,10 +17,10 @@ import numpy as np
 from isinglass.errors import WriteError
 from isinglass.files import PathLike
 from isinglass.sfm.colmap import Project, pycolmap_module, quiet
+from isinglass.sfm.options import LEAST_INLIERS
 from isinglass.sfm.progress import Tell
 from isinglass.sfm.store import Pair
 
-LEAST_INLIERS = 40  # learnt matchers give 20 to 30 that agree with some geometry where nothing overlaps
 MAX_ERROR_PX = 4.0  # COLMAP's, of large photos
 SEED = 0  # of RANSAC, for each pair anew: the order of pairs changes nothing
 _AHEAD = 8  # pairs a thread that are read before they are needed

@@ -62,7 +62,7 @@ def fetch(name: str | Record, *, accept_licence: bool = False, offline: bool | N
     """
     one = record(name) if isinstance(name, str) else name
     if not (accept_licence or licence_accepted(one)):
-        raise LicenceError(_licence_message(one))
+        raise LicenceError(licence_message(one))
     if offline is None:
         offline = os.environ.get("ISINGLASS_OFFLINE", "0") not in ("", "0")
     path = cache_path(one)
@@ -117,7 +117,8 @@ def _acceptances() -> Path:
     return home() / "accepted_licences.txt"
 
 
-def _licence_message(one: Record) -> str:
+def licence_message(one: Record) -> str:
+    """Return which licence is to be accepted, how, and which weights need none."""
     free = [other.name for other in records(one.model) if other.commercial_use]
     return (
         f"the weights {one.name!r} are under a licence you must accept first: {one.licence}. Read it at {one.homepage} "

@@ -1,0 +1,73 @@
+"""Where things are in the folder of a map: map.json and the models. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from isinglass.errors import InputError
+
+SCHEMA = "isinglass map 1"
+_PARTS = ("cameras", "images", "points3D")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapFolder:
+    """A map on disk: its folder, and the folders of those of its models that are meant, the largest first."""
+
+    root: Path
+    models: tuple[Path, ...]
+
+    def name_of(self, model: Path) -> str:
+        """Return what a model is called in answers: "model", "model/1"."""
+        return model.relative_to(self.root).as_posix()
+
+
+def find_map(folder: str | os.PathLike[str]) -> MapFolder:
+    """Find the map of a folder: the folder of a map (all its models), or that of one of its models (this one alone).
+
+    Raises InputError where there is no map, or one without a model.
+    """
+    path = Path(folder)
+    if (path / "map.json").is_file():
+        return MapFolder(root=path, models=_models_of(path))
+    if is_model(path):
+        for root in path.absolute().parents[:2]:
+            if (root / "map.json").is_file() and path.absolute() in {found.absolute() for found in _models_of(root)}:
+                return MapFolder(root=root, models=(path.absolute(),))
+        raise InputError(
+            f"{str(path)!r} is a model of COLMAP, but of no map that `isinglass map` made. Give the photos that it was "
+            "made of, too (--photos)"
+        )
+    raise InputError(f"{str(path)!r} has no 'map.json'; expected a map that `isinglass map` made")
+
+
+def is_model(folder: Path) -> bool:
+    """Return whether a folder has the files of a COLMAP model."""
+    return all((folder / f"{part}.bin").is_file() or (folder / f"{part}.txt").is_file() for part in _PARTS)
+
+
+def read_map(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return what map.json of a map says: `photos`, `pipeline` and `options`, and `summary` when it is finished."""
+    file = Path(folder) / "map.json"
+    try:
+        told = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{str(file)!r} cannot be read ({error}); expected a map that `isinglass map` made") from error
+    if not isinstance(told, dict) or told.get("schema") != SCHEMA:
+        raise InputError(f"{str(file)!r} is of another version; expected {SCHEMA!r}. Make the map again")
+    return told
+
+
+def _models_of(root: Path) -> tuple[Path, ...]:
+    """Return the models of a map. Raises InputError where there is none."""
+    first = root / "model"
+    if not is_model(first):
+        raise InputError(
+            f"{str(root)!r} has no 'model': the map is not finished, or has none. `isinglass map` says why"
+        )
+    numbered = (part for part in first.iterdir() if part.name.isdecimal() and is_model(part))
+    return (first, *sorted(numbered, key=lambda part: int(part.name)))
