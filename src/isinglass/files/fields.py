@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,12 +18,13 @@ Fields = Mapping[str, np.ndarray | str]
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """An array on disk: its axes (letters bind to one length a file) and its dtypes."""
+    """An array on disk: its axes (letters bind to one length a file), its dtypes and the range of its values."""
 
     axes: tuple[str | int, ...]
     dtypes: tuple[str, ...] = ("float32",)
     required: bool = True
     finite: bool = True
+    range: tuple[float, float] = (-math.inf, math.inf)
 
 
 _INT = ("int32",)
@@ -30,16 +32,16 @@ FEATURES = {
     "keypoints": Field(("N", 2)),
     "descriptors": Field(("N", "D"), ("float32", "float16")),
     "scores": Field(("N",)),
-    "image_size": Field((2,), _INT),
+    "image_size": Field((2,), _INT, range=(1, math.inf)),
     "scales": Field(("N",), required=False),
     "orientations": Field(("N",), required=False),
-    "turns": Field((), _INT, required=False),
+    "turns": Field((), _INT, required=False, range=(0, 7)),
 }
 MATCHES = {
     "keypoints0": Field(("N0", 2)),
     "keypoints1": Field(("N1", 2)),
-    "image_size0": Field((2,), _INT),
-    "image_size1": Field((2,), _INT),
+    "image_size0": Field((2,), _INT, range=(1, math.inf)),
+    "image_size1": Field((2,), _INT, range=(1, math.inf)),
     "indices": Field(("N0",), _INT),
     "scores": Field(("N0",)),
     "stop_layer": Field((), _INT, required=False),
@@ -67,6 +69,9 @@ def check(fields: Fields, table: Mapping[str, Field]) -> None:
                 raise ValueError(f"{name} has shape {array.shape}, expected {axis} = {expected}")
         if field.finite and not np.isfinite(array).all():
             raise ValueError(f"{name} hold NaN or infinity as {array.dtype}")
+        low, high = field.range
+        if (array < low).any() or (array > high).any():
+            raise ValueError(f"{name} run from {array.min()} to {array.max()}, expected {low} to {high}")
     if "indices" in table:
         indices = np.asarray(fields["indices"])
         if indices.size and (indices.min() < -1 or indices.max() >= lengths["N1"]):

@@ -3,17 +3,17 @@
 The suffix is the format, and nothing has a batch axis:
 
 .npz   numpy's zip of arrays; strings are arrays without axes
-.h5    HDF5 (extra `hdf5`); strings are attributes; arrays carry checksums
+.h5    HDF5 (extra `hdf5`); strings are attributes
 .json  matches only, for other programs: indices are pairs [i0, i1] with one score each, and points0 and points1 repeat
        the coordinates of those; what unmatched keypoints scored and when layers stopped is left out
 
+Every file carries a hash of all that it holds (`isinglass.files.integrity`), which is verified before anything is read.
 Keypoints are float32 px in the convention of `isinglass.types`, integers int32.
 """
 
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +37,9 @@ from isinglass.files.fields import (
     text_of,
     to_disk,
 )
-from isinglass.files.hdf5 import h5py_module, write_array
+from isinglass.files.hdf5 import FORMAT, check_whole, h5py_module, read_array, read_texts, write_arrays, write_texts
+from isinglass.files.integrity import seal, signed_json, unseal, verify_json
+from isinglass.files.npz import decode_npz, encode_npz
 from isinglass.types import Features, Matches, Signature
 
 FEATURES_SCHEMA = "isinglass features 1"
@@ -189,32 +191,27 @@ def _format_of(path: PathLike, table: Mapping[str, Field]) -> Format:
 
 
 def _encode_npz(fields: Fields) -> bytes:
-    buffer = io.BytesIO()
-    arrays: dict[str, Any] = {name: np.asarray(value) for name, value in fields.items()}
-    np.savez(buffer, **arrays)
-    return buffer.getvalue()
+    return encode_npz(fields)
 
 
 def _decode_npz(content: bytes) -> Fields:
-    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in archive.files}
+    arrays = decode_npz(content)
     return {name: array.item() if array.dtype.kind == "U" else array for name, array in arrays.items()}
 
 
 def _encode_h5(fields: Fields) -> bytes:
     buffer = io.BytesIO()
-    with h5py_module().File(buffer, "w") as file:
-        for name, value in fields.items():
-            if isinstance(value, str):
-                file.attrs[name] = value
-            else:
-                write_array(file, name, value)
-    return buffer.getvalue()
+    with h5py_module().File(buffer, "w", libver=FORMAT) as file:
+        write_texts(file, {name: value for name, value in fields.items() if isinstance(value, str)})
+        write_arrays(file, "", {name: value for name, value in fields.items() if not isinstance(value, str)})
+    return seal(buffer.getvalue())
 
 
 def _decode_h5(content: bytes) -> Fields:
-    with h5py_module().File(io.BytesIO(content), "r") as file:
-        return {**{name: dataset[()] for name, dataset in file.items()}, **dict(file.attrs)}
+    whole, _ = unseal(content)
+    check_whole(whole)
+    with h5py_module().File(io.BytesIO(whole), "r") as file:
+        return {**{name: read_array(dataset) for name, dataset in file.items()}, **read_texts(file, whole)}
 
 
 def _encode_json(fields: Fields) -> bytes:
@@ -228,7 +225,7 @@ def _encode_json(fields: Fields) -> bytes:
         "points0": np.asarray(fields["keypoints0"])[index0],
         "points1": np.asarray(fields["keypoints1"])[index1],
     }
-    return json.dumps({name: _plain(value) for name, value in arrays.items()}, allow_nan=False).encode()
+    return signed_json({name: _plain(value) for name, value in arrays.items()}).encode()
 
 
 _IN_JSON = ("keypoints", "image_size")  # of either view
@@ -242,7 +239,7 @@ def _plain(value: np.ndarray | str) -> Any:
 
 
 def _decode_json(content: bytes) -> Fields:
-    fields = json.loads(content)
+    fields = verify_json(content)
     for view in (0, 1):
         fields[f"keypoints{view}"] = np.array(fields[f"keypoints{view}"], dtype=np.float32).reshape(-1, 2)
         fields[f"image_size{view}"] = np.array(fields[f"image_size{view}"], dtype=np.int32)

@@ -5,9 +5,13 @@ writes. What is added comes as one part, a small file of its own, whole or not t
 at the same time. `merge` puts the parts into the file, which is replaced in one step. So whenever a process is killed,
 what was added before is there. Of two records of one key the later one counts.
 
-A record is a group of arrays, each with a checksum. Which records a file has is said by its attribute `index`: JSON,
-compressed by zlib, of all strings, and of the places of each record's strings among them. So a store of a million
-records opens in seconds, without a look at their groups.
+A record is a group of arrays, each with a checksum. The attribute `index` lists a file's records: JSON, compressed by
+zlib, of all strings, and of the places of each record's strings among them. So a store of a million records opens in
+seconds, without a look at their groups. The attribute `sha256` is of the index and of all attributes that are text;
+files of earlier versions lack it.
+
+A record that turns out to be damaged when it is read is lost: the store no longer has it, and a part with a list `lost`
+in its index says so to later runs, which make it again.
 """
 
 from __future__ import annotations
@@ -28,14 +32,22 @@ import numpy as np
 
 from isinglass.errors import InputError, WriteError
 from isinglass.files.atomic import PathLike, write_atomically
-from isinglass.files.hdf5 import h5py_module, write_arrays
+from isinglass.files.hdf5 import (
+    FORMAT,
+    attributes_hash,
+    h5py_module,
+    read_array,
+    read_texts,
+    write_arrays,
+    write_texts,
+)
 from isinglass.types import Signature
 
 OPEN_FILES = 16
 STALE_S = 3600.0  # after which a temporary file is nobody's
-FORMAT = ("v110", "v110")  # of HDF5: read by all since 2016; metadata have checksums
 _HDF5_BEGINS = b"\x89HDF\r\n\x1a\n"
-_DAMAGE = (OSError, RuntimeError, KeyError, ValueError, IndexError, TypeError, zlib.error)
+_TEXTS = ("schema", "signature", "settings")
+_DAMAGE = (OSError, RuntimeError, KeyError, ValueError, IndexError, TypeError, MemoryError, zlib.error)
 _Key = TypeVar("_Key")
 
 Row = tuple[str, ...]  # what the index says of a record
@@ -134,19 +146,32 @@ class Records(Generic[_Key]):
 
     def _add(self, records: Iterable[tuple[Row, Mapping[str, np.ndarray]]]) -> None:
         """One part of records, in place of what there was of their keys. Raises WriteError."""
-        file, rows = self.folder / f"{time.time_ns():020d}-{secrets.token_hex(4)}.h5", []
-        with h5py_module().File(file.name, "w", driver="core", backing_store=False, libver=FORMAT) as part:
+        with self._part() as part:
+            rows = []
             for row, arrays in records:
                 write_arrays(part, self._group(row), arrays)
                 rows.append(row)
-            part.attrs.update(self._told | {"index": _index_of(rows)})
-            part.flush()
-            content = part.id.get_file_image()
+            content = self._content(part, rows)
         if rows:
-            with write_atomically(file) as temporary:
-                temporary.write_bytes(content)
+            file = self._write_part(content)
             self._files.append(file)
             self._where |= {self._key(row): (file, row) for row in rows}
+
+    @staticmethod
+    def _part() -> Any:
+        """An HDF5 file in memory."""
+        return h5py_module().File("part.h5", "w", driver="core", backing_store=False, libver=FORMAT)
+
+    def _content(self, part: Any, rows: list[Row], lost: Sequence[Row] = ()) -> bytes:
+        _write_attributes(part, self._told, _index_of(rows, lost))
+        part.flush()
+        return part.id.get_file_image()
+
+    def _write_part(self, content: bytes) -> Path:
+        file = self.folder / f"{time.time_ns():020d}-{secrets.token_hex(4)}.h5"
+        with write_atomically(file) as temporary:
+            temporary.write_bytes(content)
+        return file
 
     def _read(self, key: _Key, only: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """Arrays of a record, all or some. Raises InputError where there is none, or it is damaged."""
@@ -155,16 +180,28 @@ class Records(Generic[_Key]):
         file, row = self._where[key]
         try:
             group = self._file(file)[self._group(row)]
-            return {name: group[name][()] for name in (only or group)}
+            return {name: read_array(group[name]) for name in (only or group)}
         except FileNotFoundError:
             self.refresh()  # another process has merged it
             if key in self._where and self._where[key][0] != file:
                 return self._read(key, only)
             raise InputError(f"{str(file)!r} has gone, and {key!r} with it; make it again") from None
         except _DAMAGE as error:
+            if _of_system(error):
+                raise InputError(f"{key!r} in {str(file)!r} cannot be read ({error}). Check the disk") from error
+            self._lose(key, row)
             raise InputError(
-                f"{key!r} in {str(file)!r} is damaged ({error}). Delete that file; what it held is then made again"
+                f"{key!r} in {str(file)!r} is damaged ({error}). The others are whole; run again, and it alone is made "
+                "again"
             ) from error
+
+    def _lose(self, key: _Key, row: Row) -> None:
+        """Take a damaged record out of the store, now and, where the folder can be written, for later runs."""
+        del self._where[key]
+        with self._part() as part:
+            content = self._content(part, [], [row])
+        with suppress(WriteError):
+            self._files.append(self._write_part(content))
 
     def _row(self, key: object) -> Row | None:
         return self._where[key][1] if key in self._where else None  # type: ignore[index]
@@ -183,13 +220,15 @@ class Records(Generic[_Key]):
 
     def _read_index(self, file: Path) -> None:
         try:
-            told = self._file(file).attrs
-            about = {name: str(told[name]) for name in ("schema", "signature", "settings") if name in told}
-            rows = _rows_of(told["index"]) if about.get("schema") == self.schema else []
+            about, index = _attributes_of(self._file(file), file)
+            rows, lost = [], []
+            if about.get("schema") == self.schema:
+                rows, lost = _rows_of(index)
+                Signature.parse(about["signature"])
         except FileNotFoundError:
             raise
         except _DAMAGE as error:
-            if isinstance(error, OSError) and error.errno is not None:  # of the system: the file may be whole
+            if _of_system(error):  # the file may be whole
                 raise InputError(f"{str(file)!r} cannot be read ({error}). Check its permissions") from error
             self._set_aside(file, error)
             return
@@ -197,6 +236,8 @@ class Records(Generic[_Key]):
         self._about = about
         self._files.append(file)
         self._where |= {self._key(row): (file, row) for row in rows}
+        for row in lost:
+            self._where.pop(self._key(row), None)
 
     def _check(self, file: Path, about: dict[str, str]) -> None:
         """Raises InputError unless a file is of what this store is."""
@@ -252,14 +293,14 @@ class Records(Generic[_Key]):
         """All records as one file: those of the present file as they are there, if none has a later one."""
         rows = [row for _, row in self._where.values()]
         added = [(file, row) for file, row in self._where.values() if file != self.path]
-        old = self.path.is_file() and len(_rows_of(self._file(self.path).attrs["index"])) == len(rows) - len(added)
+        old = self.path.is_file() and self._count_of(self.path) == len(rows) - len(added)
         if old:
             shutil.copyfile(self.path, temporary)
         else:
             added = list(self._where.values())
         try:
             with h5py_module().File(temporary, "r+" if old else "w", libver=FORMAT, locking=False) as merged:
-                merged.attrs.update(self._told | {"index": _index_of(rows)})
+                _write_attributes(merged, self._told, _index_of(rows))
                 for file, row in added:
                     self._file(file).copy(self._group(row), merged, name=self._group(row))
         except KeyError as error:
@@ -268,6 +309,9 @@ class Records(Generic[_Key]):
             ) from error
         except RuntimeError as error:  # what h5py makes of a full disk
             raise OSError(str(error)) from error
+
+    def _count_of(self, file: Path) -> int:
+        return len(_rows_of(_attributes_of(self._file(file), file)[1])[0])
 
     def _clean(self) -> None:
         """What killed processes left, and the folder if nothing is in it."""
@@ -288,14 +332,41 @@ def _difference(one: str, other: str) -> tuple[str, str]:
         return repr(one), repr(other)
 
 
-def _index_of(rows: list[Row]) -> np.ndarray:
+def _of_system(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno is not None
+
+
+def _write_attributes(file: Any, texts: Mapping[str, str], index: np.ndarray) -> None:
+    write_texts(file, {**texts, "sha256": attributes_hash(texts, index)})
+    file.attrs["index"] = index
+
+
+def _attributes_of(file: Any, path: Path) -> tuple[dict[str, str], np.ndarray]:
+    """Return a file's texts and index. Raises ValueError or KeyError where they are damaged."""
+    all_texts = read_texts(file, path)
+    texts = {name: all_texts[name] for name in _TEXTS if name in all_texts}
+    if "index" not in file.attrs:
+        return texts, np.zeros(0, np.uint8)
+    index = np.asarray(file.attrs["index"])
+    if index.dtype != np.uint8:
+        raise ValueError(f"its index is {index.dtype}, expected bytes")
+    if "sha256" in all_texts and attributes_hash(texts, index) != all_texts["sha256"]:
+        raise ValueError("its attributes do not have the sha256 that they were written with")
+    return texts, index
+
+
+def _index_of(rows: Sequence[Row], lost: Sequence[Row] = ()) -> np.ndarray:
     strings: dict[str, int] = {}
-    places = [[strings.setdefault(text, len(strings)) for text in row] for row in rows]
-    content = json.dumps({"strings": list(strings), "records": places}, separators=(",", ":"))
-    return np.frombuffer(zlib.compress(content.encode(), 1), np.uint8)
+    places = [[[strings.setdefault(text, len(strings)) for text in row] for row in part] for part in (rows, lost)]
+    content = {"strings": list(strings), "records": places[0]} | ({"lost": places[1]} if lost else {})
+    return np.frombuffer(zlib.compress(json.dumps(content, separators=(",", ":")).encode(), 1), np.uint8)
 
 
-def _rows_of(index: np.ndarray) -> list[Row]:
+def _rows_of(index: np.ndarray) -> tuple[list[Row], list[Row]]:
+    """Return the rows of an index, and those that are lost."""
     found = json.loads(zlib.decompress(index.tobytes()))
     strings = found["strings"]
-    return [tuple(strings[place] for place in record) for record in found["records"]]
+    records, lost = (
+        [tuple(strings[place] for place in record) for record in found.get(part, ())] for part in ("records", "lost")
+    )
+    return records, lost

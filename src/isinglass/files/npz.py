@@ -1,0 +1,58 @@
+"""Arrays in numpy's zip, with a seal as the comment of the zip: every byte of the file is under its hash."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from isinglass.errors import InputError
+from isinglass.files.atomic import PathLike, write_atomically
+from isinglass.files.integrity import SEAL_BYTES, seal, unseal
+
+_END, _END_BYTES = b"PK\x05\x06", 22  # of a zip; its last two bytes are the length of the comment that follows
+
+
+def encode_npz(arrays: Mapping[str, ArrayLike], *, compressed: bool = False) -> bytes:
+    """Return the arrays as the bytes of an .npz file, which `numpy.load` reads as well."""
+    buffer = io.BytesIO()
+    (np.savez_compressed if compressed else np.savez)(buffer, allow_pickle=False, **dict(arrays))  # type: ignore[arg-type]
+    return seal(buffer.getvalue()[:-2] + SEAL_BYTES.to_bytes(2, "little"))
+
+
+def decode_npz(content: bytes) -> dict[str, NDArray]:
+    """Return the arrays of an .npz file. Raises ValueError where it is damaged.
+
+    Files of earlier versions have no seal, and are read where the zip ends as they wrote it.
+    """
+    _, sealed = unseal(content)
+    if not sealed and (content[-_END_BYTES:][:4] != _END or content[-2:] != bytes(2)):
+        raise ValueError("something other than its seal follows its end, or it was cut short")
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except ValueError:
+        raise
+    except (OSError, EOFError, KeyError, MemoryError, NotImplementedError, SyntaxError, zipfile.BadZipFile) as error:
+        raise ValueError(str(error)) from error
+
+
+def write_npz(path: PathLike, arrays: Mapping[str, ArrayLike], *, compressed: bool = False) -> None:
+    """Write arrays as .npz, atomically. Raises WriteError where that cannot be done."""
+    content = encode_npz(arrays, compressed=compressed)
+    with write_atomically(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def read_npz(path: PathLike) -> dict[str, NDArray]:
+    """Read what `write_npz` or an earlier version wrote. Raises InputError, naming the file, if missing or damaged."""
+    try:
+        return decode_npz(Path(path).read_bytes())
+    except OSError as error:
+        raise InputError(f"{str(path)!r} cannot be read ({error}). Check the path") from error
+    except ValueError as error:
+        raise InputError(f"{str(path)!r} is damaged ({error}). Delete it and make it again") from error
