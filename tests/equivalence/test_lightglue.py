@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from isinglass.matchers import lightglue
 from isinglass.matchers.lightglue import LightGlue, LightGlueConfig
 from isinglass.ops import linear
 from isinglass.types import Matches
@@ -36,11 +35,10 @@ def test_published_outputs_are_met(shared, extractor, scene, count):
 @pytest.mark.parametrize(("dtype", "share"), [(torch.float32, 0.999), (torch.float16, 0.97)])
 def test_published_outputs_are_met_by_the_path_for_gpus(monkeypatch, shared, dtype, share):
     """Of 512 keypoints, adaptive; halves are what flash attention is for."""
-    monkeypatch.setattr(lightglue, "is_recorded", lambda device, dtype: True)
     monkeypatch.setattr(linear, "has_onednn", lambda: False)  # which GPUs have not
     data, features = reference_features(shared / "reference/aliked_lightglue_dsc_512.npz", "aliked-n16")
     model = LightGlue.pretrained("lightglue-aliked")
-    model.compute_dtype = dtype
+    model.compute_dtype, model.execution = dtype, "cuda_graph"
     found = model.match(*features)
     expected = data["adaptive_matches0"]
     indices = found.indices[0].numpy()

@@ -202,8 +202,13 @@ def test_one_view_against_many_is_each_pair_alone(monkeypatch):
     turned = dataclasses.replace(one, turns=torch.tensor([1]))
     alone = [model.match(view, other) for view in (one, turned) for other in others]
     seen = []
-    rotate = model._rotation
-    monkeypatch.setattr(model, "_rotation", lambda x, *more: seen.append(len(x)) or rotate(x, *more))
+    tokens = LightGlue._tokens
+
+    def spied(self, views):
+        seen.append(sum(view.keypoints.shape[1] for view in views))
+        return tokens(self, views)
+
+    monkeypatch.setattr(LightGlue, "_tokens", spied)
     together = model.match_many([one] * 3 + [turned] * 3, others * 2)
     assert seen == [40 + 30 + 0 + 50 + 40]
     for found, expected in zip(together, alone, strict=True):
@@ -284,8 +289,9 @@ def test_long_lists_are_cut_into_buffers_of_bounded_size(monkeypatch):
     pairs = [make_pair(30, 30, seed=i) for i in range(4)] + [make_pair(90, 90)]
     model, buffers = random_model(), []
     model.max_tokens = 100
+    match_packed = LightGlue._match_packed
     monkeypatch.setattr(
-        model, "_match_packed", lambda chunk: buffers.append(len(chunk)) or LightGlue._match_packed(model, chunk)
+        LightGlue, "_match_packed", lambda self, chunk: buffers.append(len(chunk)) or match_packed(self, chunk)
     )
     assert len(model.match_many(*zip(*pairs, strict=True))) == 5
     assert buffers == [1, 1, 1, 1, 1]

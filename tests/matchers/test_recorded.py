@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from isinglass.matchers import lightglue, recorded, superglue
+from isinglass.matchers import recorded
 from isinglass.matchers.lightglue import LightGlue, LightGlueConfig
 from isinglass.matchers.recorded import Exits, LightGlueParts, RecordedLightGlue, RecordedSuperGlue, Sizes
 from isinglass.matchers.superglue import SuperGlue, SuperGlueConfig
@@ -30,14 +30,13 @@ def model_of(config):
     return model
 
 
-def both_ways(monkeypatch, model, pairs):
+def both_ways(model, pairs):
     """By lists, and as on a GPU."""
     views = tuple(zip(*pairs, strict=True))
     expected = model.match_many(*views)
-    for module in (lightglue, superglue):
-        monkeypatch.setattr(module, "is_recorded", lambda device, dtype: True)
+    model.execution = "cuda_graph"
     found = model.match_many(*views)
-    monkeypatch.undo()
+    model.execution = "auto"
     return expected, found
 
 
@@ -74,39 +73,39 @@ PAIRS = [
         {"depth_confidence": None, "width_confidence": None},
     ],
 )
-def test_lightglue_is_the_same_with_all_kinds_of_exits(monkeypatch, options):
-    expected, found = both_ways(monkeypatch, model_of(dataclasses.replace(LIGHTGLUE, **options)), PAIRS)
+def test_lightglue_is_the_same_with_all_kinds_of_exits(options):
+    expected, found = both_ways(model_of(dataclasses.replace(LIGHTGLUE, **options)), PAIRS)
     assert_same(expected, found)
     left = torch.cat([one.pruned_at0[0] for one in expected])
     if options.get("width_confidence"):
         assert len(left.unique()) > 2  # points did leave at several layers
 
 
-def test_superglue_is_the_same(monkeypatch):
+def test_superglue_is_the_same():
     model = model_of(SUPERGLUE)
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, torch.nn.BatchNorm1d):
                 module.running_mean.normal_()
                 module.running_var.uniform_(0.5, 2)
-    assert_same(*both_ways(monkeypatch, model, PAIRS))
+    assert_same(*both_ways(model, PAIRS))
 
 
 @pytest.mark.parametrize("config", [LIGHTGLUE, SUPERGLUE])
-def test_a_workspace_has_nothing_left_of_what_it_was_used_for(monkeypatch, config):
+def test_a_workspace_has_nothing_left_of_what_it_was_used_for(config):
     """Sizes of one bucket, one after the other, forth and back."""
     model = model_of(config)
     for pairs in (PAIRS[:3], [make_pair(60, 61, seed=9)], PAIRS[:2], [make_pair(33, 50, seed=12)], PAIRS[:3]):
-        assert_same(*both_ways(monkeypatch, model, pairs))
+        assert_same(*both_ways(model, pairs))
 
 
-def test_new_weights_are_used(monkeypatch):
+def test_new_weights_are_used():
     model = model_of(LIGHTGLUE)
-    both_ways(monkeypatch, model, PAIRS)
+    both_ways(model, PAIRS)
     with torch.no_grad():
         model.assignments[-1].projection.weight.mul_(1.5)
         model.layers[1].self_attention.out.weight.mul_(0.5)
-    assert_same(*both_ways(monkeypatch, model, PAIRS))
+    assert_same(*both_ways(model, PAIRS))
 
 
 def test_buffers_shrink_a_layer_after_points_left(monkeypatch):
@@ -114,7 +113,7 @@ def test_buffers_shrink_a_layer_after_points_left(monkeypatch):
     take_over = recorded._Buffer.taking_over
     monkeypatch.setattr(recorded._Buffer, "taking_over", lambda *both: (taken.append(take_over(*both)), taken[-1])[1])
     model = model_of(dataclasses.replace(LIGHTGLUE, depth_confidence=None, width_confidence=0.5))
-    expected, _ = both_ways(monkeypatch, model, [make_pair(300, 300, seed=i) for i in range(4)])
+    expected, _ = both_ways(model, [make_pair(300, 300, seed=i) for i in range(4)])
     left = torch.cat([torch.cat([one.pruned_at0[0], one.pruned_at1[0]]) for one in expected])
     inside = [int((left > layer).sum()) for layer in range(1, len(taken) + 1)]
     assert [buffer.places for buffer in taken] == [bucket_of(count) for count in inside]
@@ -165,7 +164,7 @@ def test_the_host_never_waits(monkeypatch, kind):
 def test_recordings_played_back_are_the_same(config):
     """On a GPU, in halves: the first call acts, the second records, the third plays back."""
     model = model_of(config).cuda()
-    model.compute_dtype = torch.float16
+    model.compute_dtype, model.execution = torch.float16, "cuda_graph"
     pairs = [tuple(one.to("cuda") for one in pair) for pair in PAIRS]
     first, *more = [model.match_many(*zip(*pairs, strict=True)) for _ in range(4)]
     for found in more:

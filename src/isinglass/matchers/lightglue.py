@@ -8,7 +8,7 @@ axes of either layout: (T,) packed or (B, 2, N) dense (isinglass.ops.attention).
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -16,9 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from isinglass.errors import InputError
+from isinglass.matchers.execution import Views, execution_of, mixed_precision
 from isinglass.matchers.lightglue_layers import Assignment, Layer
-from isinglass.matchers.recorded import Exits, LightGlueParts, RecordedLightGlue, is_recorded, match_alike, stacked
-from isinglass.ops.attention import Dense
+from isinglass.matchers.recorded import Exits, LightGlueParts, RecordedLightGlue, match_alike, stacked
+from isinglass.ops.anatomy import is_replaced
+from isinglass.ops.assignment import mutual_matches
+from isinglass.ops.attention import Dense, Packed
 from isinglass.ops.linear import linear
 from isinglass.ops.ragged import MAX_TOKENS, Ragged
 from isinglass.ops.rotary import Rotation
@@ -26,6 +29,8 @@ from isinglass.ops.threads import in_team
 from isinglass.ops.units import Unit, prepared
 from isinglass.types import Features, Matches, check_pairs, chunk_pairs, distinct_views, match_batch
 from isinglass.weights import Pretrained
+
+METHODS = ("forward", "_rotation", "_predict", "_head")  # that `forward` is made of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +62,12 @@ class Prediction(NamedTuple):
 
 
 class LightGlue(Pretrained, nn.Module):
-    """The matcher. `LightGlue(config)` has random weights; `LightGlue.pretrained(name)` loads published or own ones."""
+    """The matcher. `LightGlue(config)` has random weights; `LightGlue.pretrained(name)` loads published or own ones.
+
+    execution      "auto", "plain", "fused" or "cuda_graph", see isinglass.matchers.execution
+    compute_dtype  of the layers in `match`; the rest is in that of the weights
+    max_tokens     keypoints of all pairs that are matched at once
+    """
 
     Config: ClassVar[type] = LightGlueConfig
     default_weights: ClassVar[str] = "lightglue-aliked"
@@ -75,7 +85,8 @@ class LightGlue(Pretrained, nn.Module):
         self.assignments = nn.ModuleList(Assignment(config.width) for _ in range(config.layers))
         self.confidences = nn.ModuleList(nn.Linear(config.width, 1) for _ in range(config.layers - 1))
         self.max_tokens = MAX_TOKENS
-        self.compute_dtype = torch.float32  # of the layers in `match`; the rest is in that of the weights
+        self.compute_dtype = torch.float32
+        self.execution = "auto"
 
     @property
     def name(self) -> str:
@@ -117,15 +128,18 @@ class LightGlue(Pretrained, nn.Module):
     def match_many(self, features0: Sequence[Features], features1: Sequence[Features]) -> list[Matches]:
         """One `Matches` a pair of a ragged list, adaptive in depth and width for each pair on its own.
 
-        A pair's result does not depend on its batch mates (up to rounding). Raises InputError on features that this
-        model was not made for, see `check_pairs`.
+        A pair's result does not depend on its batch mates (up to rounding). A subclass or instance that has another
+        `forward` is matched by that, all layers for all points. Raises InputError on features that this model was not
+        made for, see `check_pairs`, and where `execution` cannot be had.
         """
+        execution = execution_of(self, LightGlue, METHODS)
         pairs = check_pairs(
             features0, features1, matcher=self.name, accepts=self.accepts, descriptor_size=self.config.input_size
         )
-        if is_recorded(self.position_encoding.weight.device, self.compute_dtype):
-            return match_alike(self._match_recorded, self._match_packed, pairs, self.max_tokens)
-        return [matches for chunk in chunk_pairs(pairs, self.max_tokens) for matches in self._match_packed(chunk)]
+        if execution == "cuda_graph":
+            return match_alike(self._match_recorded, self._match_plain, pairs, self.max_tokens)
+        match_chunk = self._match_packed if execution == "fused" else self._match_plain
+        return [matches for chunk in chunk_pairs(pairs, self.max_tokens) for matches in match_chunk(chunk)]
 
     # --- the parts of `forward` and `match_many`
 
@@ -150,7 +164,7 @@ class LightGlue(Pretrained, nn.Module):
     def _predict(self, layer: int, x_B2ND: Tensor, mask_B2N: Tensor | None) -> Prediction:
         """In the precision of the weights, whatever the layers run in: likelihoods of bfloat16 teach little."""
         padding_BNN = None if mask_B2N is None else ~(mask_B2N[:, 0, :, None] & mask_B2N[:, 1, None, :])
-        last, x_B2ND = layer == len(self.layers) - 1, x_B2ND.to(self.position_encoding.weight.dtype)
+        last, x_B2ND = layer == len(self.layers) - 1, x_B2ND.to(next(self.parameters()).dtype)
         with torch.autocast(x_B2ND.device.type, enabled=False):
             log_assignment_BNN, z0_BN, z1_BN = self._head(layer)(x_B2ND[:, 0], x_B2ND[:, 1], padding_BNN)
             confidence_B2N = None if last else self.confidences[layer](x_B2ND.detach()).squeeze(-1)
@@ -158,22 +172,84 @@ class LightGlue(Pretrained, nn.Module):
 
     @in_team
     def _match_packed(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
-        units, like = self._prepared(), self.position_encoding.weight
+        """By fused blocks."""
+        units = self._prepared()
         buffer = self._pack(pairs, units[0][0])
-        num_points = [one0.keypoints.shape[1] + one1.keypoints.shape[1] for one0, one1 in pairs]
-        matches: dict[int, tuple[Tensor, Tensor]] = {}
-        buffer.keep(None, (), 0)  # a pair with an empty view never enters
-        for i, (attend_self, attend_cross) in enumerate(units):
-            if not buffer.pairs:
-                break
+
+        def act(i: int) -> None:
+            attend_self, attend_cross = units[i]
             if i > 0:  # the first was done before views met, see `_pack`
                 buffer.state_T = attend_self(buffer.state_T, buffer.lengths, *buffer.constant_T)
             buffer.state_T = attend_cross(buffer.state_T, buffer.lengths)
+
+        def assigned(i: int, x0_MD: Tensor, x1_ND: Tensor) -> tuple[Tensor, Tensor]:
+            return self._head(i).match(x0_MD, x1_ND, self.config.filter_threshold)
+
+        return self._adaptive(pairs, buffer, act, assigned)
+
+    def _match_plain(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
+        """By the modules: `forward` where that is not the one above, else the layers one after the other."""
+        if is_replaced(self, LightGlue, METHODS):
+            return [self._match_by_forward(pair) for pair in pairs]
+        views, like = [view for pair in pairs for view in pair], next(self.parameters())
+        keypoints_T2, size_T2, scale_orientation_T2, descriptors_TD = self._inputs(views)
+        rotation = self._rotation(keypoints_T2, size_T2, scale_orientation_T2)
+        x_TD, lengths = self.input_projection(descriptors_TD), [view.keypoints.shape[1] for view in views]
+        buffer = Ragged.pack(x_TD, (rotation.cos, rotation.sin), lengths)
+
+        def act(i: int) -> None:
+            with mixed_precision(self, like):
+                layout = Packed(tuple(buffer.lengths))
+                buffer.state_T = self.layers[i](buffer.state_T, Rotation(*buffer.constant_T), layout)
+
+        def assigned(i: int, x0_MD: Tensor, x1_ND: Tensor) -> tuple[Tensor, Tensor]:
+            with torch.autocast(like.device.type, enabled=False):
+                log_assignment_1MN, *_ = self.assignments[i](x0_MD[None], x1_ND[None])
+            indices_1M, scores_1M = mutual_matches(log_assignment_1MN, self.config.filter_threshold)
+            return indices_1M[0], scores_1M[0]
+
+        return self._adaptive(pairs, buffer, act, assigned)
+
+    def _match_by_forward(self, pair: tuple[Features, Features]) -> Matches:
+        """All layers for all points, by calling the module."""
+        both, like = Views.of(pair), next(self.parameters())
+        found, left = None, [torch.zeros(n, dtype=torch.int64, device=like.device) for n in both.counts]
+        if all(both.counts):
+            numbers = [both.features.keypoints, both.features.descriptors, both.features.image_size]
+            keypoints_12N2, descriptors_12ND, image_size_12 = (value[None].to(like) for value in numbers)
+            scale_orientation_2N2 = _scale_orientation(both.features) if self.config.scale_orientation else None
+            more = None if scale_orientation_2N2 is None else scale_orientation_2N2[None].to(like)
+            with mixed_precision(self, like):
+                prediction = self(keypoints_12N2, descriptors_12ND, image_size_12, more, both.mask_12N)[-1]
+            log_assignment_1MN = both.cut(prediction.log_assignment_BNN)
+            indices_1M, scores_1M = mutual_matches(log_assignment_1MN, self.config.filter_threshold)
+            found, left = (indices_1M[0], scores_1M[0].float()), [one + len(self.layers) for one in left]
+        never = [torch.full_like(one, torch.nan, dtype=torch.float32) for one in left]
+        return self._report(found, left, never, pair)
+
+    def _adaptive(
+        self,
+        pairs: Sequence[tuple[Features, Features]],
+        buffer: Ragged,
+        act: Callable[[int], None],
+        assigned: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]],
+    ) -> list[Matches]:
+        """Run all layers, of which `act(i)` is one on the buffer; pairs and points leave as they are done.
+
+        `assigned(i, x0_MD, x1_ND)` are the indices and scores (M,) of states after that layer.
+        """
+        num_points, like = [sum(view.keypoints.shape[1] for view in pair) for pair in pairs], next(self.parameters())
+        matches: dict[int, tuple[Tensor, Tensor]] = {}
+        buffer.keep(None, (), 0)  # a pair with an empty view never enters
+        for i in range(len(self.layers)):
+            if not buffer.pairs:
+                break
+            act(i)
             last = i == len(self.layers) - 1
             confidence_T = None if last else self._confidence(i, buffer)
             finished = set(buffer.pairs) if last else self._finished(i, buffer, confidence_T, num_points)
             for pair, x0_MD, x1_ND, place0_M, place1_N in buffer.views(finished):
-                index_M, score_M = self._head(i).match(x0_MD.to(like), x1_ND.to(like), self.config.filter_threshold)
+                index_M, score_M = assigned(i, x0_MD.to(like), x1_ND.to(like))
                 matched_M = torch.where(index_M < 0, -1, place1_N[index_M])
                 matches[pair] = _scatter(place0_M, matched_M, score_M, pairs[pair][0].keypoints.shape[1])
             buffer.keep(None if last else self._matchable(i, buffer, confidence_T), finished, i + 1)
@@ -183,7 +259,7 @@ class LightGlue(Pretrained, nn.Module):
         ]
 
     def _match_recorded(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
-        """The same for GPUs, of pairs of which no view is empty."""
+        """By recorded CUDA graphs, of pairs of which no view is empty."""
         views, config = [view for pair in pairs for view in pair], self.config
         x_TD, factors_T = self._tokens(views)
         exits = Exits(
@@ -211,13 +287,17 @@ class LightGlue(Pretrained, nn.Module):
         place_T = torch.cat([place_V[i] for i in which])
         return Ragged.pack(x_VD[place_T], (factors_V[place_T],), [lengths[i] for i in which])
 
-    def _tokens(self, views: Sequence[Features]) -> tuple[Tensor, Tensor]:
-        """States (V, D) before the first layer, and what turns them (V, 1, C / 2), the views side by side."""
-        lengths, like = [view.keypoints.shape[1] for view in views], self.position_encoding.weight
+    def _inputs(self, views: Sequence[Features]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Keypoints (V, 2), image sizes (V, 2), scales and orientations (V, 2), descriptors (V, C), side by side."""
+        lengths, like = [view.keypoints.shape[1] for view in views], next(self.parameters())
         keypoints_V2 = torch.cat([view.keypoints[0] for view in views]).to(like)
         size_V2 = torch.cat([view.image_size.expand(n, 2) for view, n in zip(views, lengths, strict=True)])
-        scale_orientation_V2 = torch.cat([_scale_orientation(view) for view in views]).to(like)
-        x_VD = torch.cat([view.descriptors[0] for view in views]).to(like)
+        scale_orientation_V2 = torch.cat([_scale_orientation(view)[0] for view in views]).to(like)
+        return keypoints_V2, size_V2, scale_orientation_V2, torch.cat([view.descriptors[0] for view in views]).to(like)
+
+    def _tokens(self, views: Sequence[Features]) -> tuple[Tensor, Tensor]:
+        """States (V, D) before the first layer, and what turns them (V, 1, C / 2), the views side by side."""
+        keypoints_V2, size_V2, scale_orientation_V2, x_VD = self._inputs(views)
         if isinstance(self.input_projection, nn.Linear):
             x_VD = linear(x_VD, self.input_projection)
         return x_VD, self._rotation(keypoints_V2, size_V2, scale_orientation_V2).as_factors()
@@ -227,30 +307,28 @@ class LightGlue(Pretrained, nn.Module):
             heads = [self._head(i) for i in range(len(self.layers))]
             return RecordedLightGlue(
                 LightGlueParts(
-                    units=self._prepared(),
+                    units=self._units(),
                     confidence=stacked([*self.confidences, heads[-1].matchability]),
                     matchability=stacked([head.matchability for head in heads]),
                     projection=stacked([head.projection for head in heads]),
                 )
             )
 
-        return prepared(self, self.compute_dtype, make)
+        return prepared(self, ("recorded", self.compute_dtype), make)
 
     def _prepared(self) -> list[tuple[Unit, Unit]]:
-        """The units of all layers for inference, in the dtype that this model computes in."""
-        dtype = self.compute_dtype
+        """The fused blocks of all layers, in the dtype that this model computes in."""
+        return prepared(self, ("units", self.compute_dtype), self._units)
 
-        def make() -> list[tuple[Unit, Unit]]:
-            layers = [layer for layer in self.layers if isinstance(layer, Layer)]
-            return [(one.self_attention.prepared(dtype), one.cross_attention.prepared(dtype)) for one in layers]
-
-        return prepared(self.layers, dtype, make)
+    def _units(self) -> list[tuple[Unit, Unit]]:
+        layers, dtype = [layer for layer in self.layers if isinstance(layer, Layer)], self.compute_dtype
+        return [(layer.self_attention.prepared(dtype), layer.cross_attention.prepared(dtype)) for layer in layers]
 
     def _confidence(self, layer: int, buffer: Ragged) -> Tensor | None:
         """(T,) how sure each point's prediction is of being final (eq. 11)."""
         if self.config.depth_confidence is None:
             return None
-        state_TD = buffer.state_T.to(self.position_encoding.weight)
+        state_TD = buffer.state_T.to(next(self.parameters()))
         confidence_T = torch.sigmoid(self.confidences[layer](state_TD)).squeeze(-1)
         buffer.note(confidence_T)
         return confidence_T
@@ -272,9 +350,18 @@ class LightGlue(Pretrained, nn.Module):
         """(T,) bool, False = prune: confident and unmatchable (section 3.3). None = prune nothing."""
         if self.config.width_confidence is None:
             return None
-        state_TD = buffer.state_T.to(self.position_encoding.weight)
-        keep_T = self._head(layer).probability(state_TD) > 1 - self.config.width_confidence
+        state_TD = buffer.state_T.to(next(self.parameters()))
+        keep_T = self._probability(layer, state_TD, buffer) > 1 - self.config.width_confidence
         return keep_T if confidence_T is None else keep_T | (confidence_T <= self.confidence_threshold(layer))
+
+    def _probability(self, layer: int, state_TD: Tensor, buffer: Ragged) -> Tensor:
+        """(T,) how likely each point has a match, by the layer's head; of one with its own `forward` by that."""
+        head = self.assignments[layer]
+        if not is_replaced(head, Assignment, ("forward",)):
+            return self._head(layer).probability(state_TD)
+        views = state_TD.split(buffer.lengths)
+        logits = [head(x0[None], x1[None])[1:] for x0, x1 in zip(views[::2], views[1::2], strict=True)]
+        return torch.cat([logit_1N[0] for pair in logits for logit_1N in pair]).sigmoid()
 
     def _report(
         self,
@@ -300,9 +387,9 @@ class LightGlue(Pretrained, nn.Module):
 
 
 def _scale_orientation(view: Features) -> Tensor:
-    """(N, 2) px and rad of each keypoint; (N, 0) where its detector estimates none."""
-    known = [value[0] for value in (view.scales, view.orientations) if value is not None]
-    return torch.stack(known, dim=-1) if known else view.keypoints[0, :, :0]
+    """(B, N, 2) px and rad of each keypoint; (B, N, 0) where its detector estimates none."""
+    known = [value for value in (view.scales, view.orientations) if value is not None]
+    return torch.stack(known, dim=-1) if known else view.keypoints[..., :0]
 
 
 def _scatter(place_M: Tensor, matched_M: Tensor, score_M: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -33,22 +33,17 @@ Pair = tuple[Features, Features]
 _Workspace = TypeVar("_Workspace")
 
 
-def is_recorded(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a matcher that computes in `dtype` runs this way: flash attention for segments is of halves, on CUDA."""
-    return device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
-
-
 def match_alike(
     recorded: Callable[[list[Pair]], list[Matches]],
-    packed: Callable[[list[Pair]], list[Matches]],
+    plain: Callable[[list[Pair]], list[Matches]],
     pairs: Sequence[Pair],
     most_tokens: int,
 ) -> list[Matches]:
-    """One a pair, in order: `recorded` of those of like size at once, `packed` of those of which a view is empty."""
+    """Match each pair, in order: `recorded` those of like size at once, `plain` those of which a view is empty."""
     lengths = [(one0.keypoints.shape[1], one1.keypoints.shape[1]) for one0, one1 in pairs]
     whole = [i for i, of_pair in enumerate(lengths) if all(of_pair)]
     empty = [i for i, of_pair in enumerate(lengths) if not all(of_pair)]
-    found = dict(zip(empty, packed([pairs[i] for i in empty]), strict=True)) if empty else {}
+    found = dict(zip(empty, plain([pairs[i] for i in empty]), strict=True)) if empty else {}
     for chunk in alike([lengths[i] for i in whole], most_tokens, most_tokens * NUMBERS_A_TOKEN):
         places = [whole[i] for i in chunk]
         found |= dict(zip(places, recorded([pairs[i] for i in places]), strict=True))

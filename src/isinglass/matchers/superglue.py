@@ -17,9 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isinglass.errors import InputError
-from isinglass.matchers.recorded import RecordedSuperGlue, SuperGlueParts, is_recorded, match_alike
-from isinglass.ops.assignment import log_sinkhorn, sinkhorn_matches
-from isinglass.ops.attention import Dense, Layout
+from isinglass.matchers.execution import Views, execution_of, mixed_precision
+from isinglass.matchers.recorded import RecordedSuperGlue, SuperGlueParts, match_alike
+from isinglass.ops.anatomy import is_replaced
+from isinglass.ops.assignment import log_sinkhorn, mutual_matches, sinkhorn_matches
+from isinglass.ops.attention import Dense, Layout, Packed
 from isinglass.ops.linear import Affine, rows_product
 from isinglass.ops.ragged import MAX_TOKENS
 from isinglass.ops.threads import in_team
@@ -28,6 +30,7 @@ from isinglass.types import Features, Matches, check_pairs, chunk_pairs, match_b
 from isinglass.weights import Pretrained
 
 Sample = Tensor | slice | None  # of tokens, see `MLP.forward`
+METHODS = ("forward", "_describe", "_assign")  # that `forward` is made of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +117,10 @@ class SuperGlue(Pretrained, nn.Module):
     """The matcher. `SuperGlue(config)` has random weights; `SuperGlue.pretrained(name)` loads published or own ones.
 
     The published weights are for SuperPoint and for non-commercial use only; our own are small and for RootSIFT.
+
+    execution      "auto", "plain", "fused" or "cuda_graph", see isinglass.matchers.execution
+    compute_dtype  of the layers in `match`; the rest is in that of the weights
+    max_tokens     keypoints of all pairs that are matched at once
     """
 
     Config: ClassVar[type] = SuperGlueConfig
@@ -131,7 +138,8 @@ class SuperGlue(Pretrained, nn.Module):
         self.final_projection = nn.Linear(config.width, config.width)
         self.bin_score = nn.Parameter(torch.tensor(1.0))  # z of eq. 8
         self.max_tokens = MAX_TOKENS
-        self.compute_dtype = torch.float32  # of the layers in `match`; the rest is in that of the weights
+        self.compute_dtype = torch.float32
+        self.execution = "auto"
 
     @property
     def name(self) -> str:
@@ -168,15 +176,18 @@ class SuperGlue(Pretrained, nn.Module):
     def match_many(self, features0: Sequence[Features], features1: Sequence[Features]) -> list[Matches]:
         """One `Matches` a pair of a ragged list, by the running statistics of batch normalisation in any mode.
 
-        A pair's result does not depend on its batch mates (up to rounding). Raises InputError on features that this
-        model was not made for, see `check_pairs`.
+        A pair's result does not depend on its batch mates (up to rounding). A subclass or instance that has another
+        `forward` is matched by that. Raises InputError on features that this model was not made for, see
+        `check_pairs`, and where `execution` cannot be had.
         """
+        execution = execution_of(self, SuperGlue, METHODS)
         pairs = check_pairs(
             features0, features1, matcher=self.name, accepts=self.accepts, descriptor_size=self.input_size
         )
-        if is_recorded(self.bin_score.device, self.compute_dtype):
-            return match_alike(self._match_recorded, self._match_packed, pairs, self.max_tokens)
-        return [matches for chunk in chunk_pairs(pairs, self.max_tokens) for matches in self._match_packed(chunk)]
+        if execution == "cuda_graph":
+            return match_alike(self._match_recorded, self._match_plain, pairs, self.max_tokens)
+        match_chunk = self._match_packed if execution == "fused" else self._match_plain
+        return [matches for chunk in chunk_pairs(pairs, self.max_tokens) for matches in match_chunk(chunk)]
 
     # --- the parts of `forward` and `match_many`
 
@@ -207,6 +218,7 @@ class SuperGlue(Pretrained, nn.Module):
 
     @in_team
     def _match_packed(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
+        """By fused blocks."""
         lengths, position_T3, x_TD = self._tokens(pairs)
         parts, like = self._prepared(), self.bin_score
         for layer in parts.encoder:
@@ -217,11 +229,40 @@ class SuperGlue(Pretrained, nn.Module):
         f = parts.projection(x_TD.to(like)).split(lengths)
         return [self._match_pair(f0_MD, f1_ND) for f0_MD, f1_ND in zip(f[0::2], f[1::2], strict=True)]
 
+    def _match_plain(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
+        """By the modules: `forward` where that is not the one above, else the layers, of all pairs side by side."""
+        if is_replaced(self, SuperGlue, METHODS):
+            return [self._match_by_forward(pair) for pair in pairs]
+        lengths, position_T3, x_TD = self._tokens(pairs)
+        x_TD, layout = x_TD + self.keypoint_encoder(position_T3), Packed(tuple(lengths))
+        with mixed_precision(self, self.bin_score):
+            for i, layer in enumerate(self.layers):
+                x_TD = layer(x_TD, layout, i % 2 == 1)
+        f = [f_ND[None] for f_ND in self.final_projection(x_TD.to(self.bin_score)).split(lengths)]
+        return [
+            self._report_assignment(self._assign(f0_1MD, f1_1ND)[:, :-1, :-1])
+            for f0_1MD, f1_1ND in zip(f[0::2], f[1::2], strict=True)
+        ]
+
+    def _match_by_forward(self, pair: tuple[Features, Features]) -> Matches:
+        """Matches of a pair by calling the module."""
+        both = Views.of(pair)
+        if not all(both.counts):
+            return self._report_assignment(both.features.scores.new_zeros(1, *both.counts))
+        numbers = [getattr(both.features, name) for name in ("keypoints", "descriptors", "scores", "image_size")]
+        with mixed_precision(self, self.bin_score):
+            log_assignment = self(*(value[None].to(self.bin_score) for value in numbers), both.mask_12N)
+        return self._report_assignment(both.cut(log_assignment))
+
+    def _report_assignment(self, log_assignment_1MN: Tensor) -> Matches:
+        indices_1M, scores_1M = mutual_matches(log_assignment_1MN, self.config.filter_threshold)
+        return self._report(indices_1M[0], scores_1M[0])
+
     def _match_recorded(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
-        """The same for GPUs, of pairs of which no view is empty."""
+        """By recorded CUDA graphs, of pairs of which no view is empty."""
         lengths, position_T3, x_TD = self._tokens(pairs)
         recorded = prepared(
-            self.layers, self.compute_dtype, lambda: RecordedSuperGlue(self._prepared(), self.compute_dtype)
+            self, ("recorded", self.compute_dtype), lambda: RecordedSuperGlue(self._parts(), self.compute_dtype)
         )
         iterations, threshold = self.config.sinkhorn_iterations, self.config.filter_threshold
         found = recorded.match(position_T3, x_TD, lengths, iterations, threshold)
@@ -229,7 +270,7 @@ class SuperGlue(Pretrained, nn.Module):
         return [self._report(indices_N[:m], scores_N[:m]) for indices_N, scores_N, m in of_pairs]
 
     def _tokens(self, pairs: Sequence[tuple[Features, Features]]) -> tuple[list[int], Tensor, Tensor]:
-        """Of all views side by side: how many keypoints each has; positions and scores (T, 3); descriptors (T, D)."""
+        """How many keypoints each view has; positions with scores (T, 3) and projected descriptors (T, D) of all."""
         views, like = [view for pair in pairs for view in pair], self.bin_score
         lengths = [view.keypoints.shape[1] for view in views]
         size_T2 = torch.cat([view.image_size.expand(n, 2) for view, n in zip(views, lengths, strict=True)])
@@ -255,18 +296,17 @@ class SuperGlue(Pretrained, nn.Module):
 
     def _prepared(self) -> SuperGlueParts:
         """Keypoint encoder, layers and final projection for inference, the layers in `compute_dtype`."""
+        return prepared(self, ("parts", self.compute_dtype), self._parts)
 
-        def make() -> SuperGlueParts:
-            *hidden, last = self.keypoint_encoder.folded()
-            layers = [layer for layer in self.layers if isinstance(layer, AttentionalPropagation)]
-            return SuperGlueParts(
-                encoder=[*(Affine(*layer, relu=True) for layer in hidden), Affine(*last)],
-                units=[layer.prepared(self.compute_dtype, i % 2 == 1) for i, layer in enumerate(layers)],
-                projection=Affine(self.final_projection.weight, self.final_projection.bias),
-                bin_score=self.bin_score.detach(),
-            )
-
-        return prepared(self, self.compute_dtype, make)
+    def _parts(self) -> SuperGlueParts:
+        *hidden, last = self.keypoint_encoder.folded()
+        layers = [layer for layer in self.layers if isinstance(layer, AttentionalPropagation)]
+        return SuperGlueParts(
+            encoder=[*(Affine(*layer, relu=True) for layer in hidden), Affine(*last)],
+            units=[layer.prepared(self.compute_dtype, i % 2 == 1) for i, layer in enumerate(layers)],
+            projection=Affine(self.final_projection.weight, self.final_projection.bias),
+            bin_score=self.bin_score.detach(),
+        )
 
 
 def _positions(keypoints: Tensor, size: Tensor) -> Tensor:

@@ -18,15 +18,18 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
+import threading
 import weakref
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from isinglass.ops.anatomy import Snapshot, can_be_compared
 from isinglass.ops.attention import attend_packed, fastest_kernel
 from isinglass.ops.linear import ROWS, Affine, has_onednn, padded_rows, rows_product
 from isinglass.ops.rotary import turn
@@ -197,15 +200,50 @@ def parameters_of(linear: nn.Linear) -> tuple[Tensor, Tensor]:
 # ---- made once for the weights that a module has
 
 
-_PREPARED: weakref.WeakKeyDictionary[nn.Module, dict[torch.dtype, tuple[tuple, object]]] = weakref.WeakKeyDictionary()
+class _Kept:
+    """What was made of one network, by name, and the network as it was then."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.state: tuple[Snapshot, dict[Hashable, object]] | None = None
+
+    def find(self, network: nn.Module, name: Hashable) -> tuple[object] | None:
+        state = self.state  # once, as another thread may replace it
+        if state is None or name not in state[1] or not state[0].holds(network):
+            return None
+        return (state[1][name],)
+
+    def make(self, network: nn.Module, name: Hashable, make: Callable[[], object]) -> object:
+        if self.state is None or not self.state[0].holds(network):
+            self.state = None  # first, so that old and new need not both fit into the memory
+            state = Snapshot(network), {}
+        else:
+            state = self.state
+        made = make()
+        if state[0].holds(network):  # otherwise it was written to meanwhile
+            state[1][name] = made
+            self.state = state
+        return made
 
 
-def prepared(module: nn.Module, dtype: torch.dtype, make: Callable[[], _Made]) -> _Made:
-    """`make()`, kept for as long as the parameters and buffers of the module stay what they are."""
-    tensors = (*module.parameters(), *module.buffers())
-    key = tuple((one.data_ptr(), None if one.is_inference() else one._version, one.device) for one in tensors)
-    kept = _PREPARED.setdefault(module, {})
-    found = kept.get(dtype)
-    if found is None or found[0] != key:
-        found = kept[dtype] = key, make()
-    return found[1]  # type: ignore[return-value]
+_PREPARED: weakref.WeakKeyDictionary[nn.Module, _Kept] = weakref.WeakKeyDictionary()
+
+
+def prepared(network: nn.Module, name: Hashable, make: Callable[[], _Made]) -> _Made:
+    """Return `make()`, kept under `name` for as long as the network has the same modules, settings and numbers.
+
+    `make` may read all of the network but how it is used (`anatomy.USAGE`); what it reads of that must be in the name.
+    Every call compares all numbers with a copy, so that no way of writing them goes unnoticed. Any thread may call it.
+    """
+    if not can_be_compared(network):
+        return make()
+    kept = _PREPARED.get(network) or _PREPARED.setdefault(network, _Kept())
+    found = kept.find(network, name)
+    if found is None:
+        with kept.lock:  # one thread makes it, the others wait
+            found = kept.find(network, name) or (kept.make(network, name, make),)
+    return cast(_Made, found[0])
+
+
+if hasattr(os, "register_at_fork"):  # in a forked child, locks that other threads held would never be released
+    os.register_at_fork(after_in_child=_PREPARED.clear)

@@ -1,0 +1,212 @@
+"""What a network is made of: whether it is exactly what its class and config make, and whether it is what it was.
+
+Rearranged layers may stand for a network's modules only where every module is the one that they were derived from, and
+only for as long as its numbers stay the same. Nothing here trusts version counters or addresses: writes through
+`.data`, through NumPy and in inference mode change neither. Contents are compared with contents.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as hooks_of_all
+
+BLUEPRINTS = 16  # kept, of different classes and configs
+USAGE = ("training", "compute_dtype", "max_tokens", "execution", "weights_name", "weights_id", "accepts")
+
+
+class Part(NamedTuple):
+    """One module of a network: its class, plain attributes, and the names and shapes of its own tensors."""
+
+    kind: type
+    attributes: dict[str, Any]
+    tensors: dict[str, torch.Size]
+
+
+def anatomy(network: nn.Module) -> dict[str, Part]:
+    """All modules of a network by name; how it is used (USAGE), such as its mode or dtype, is left out."""
+    return {name: _part(module) for name, module in network.named_modules()}
+
+
+def tensors_of(network: nn.Module) -> list[Tensor]:
+    """All parameters and buffers of a network, and tensors that are mere attributes of its modules, in one order."""
+    own: list[Tensor] = []
+    for module in network.modules():
+        own += (value for value in _values(module) if value is not None)
+        own += (value for value in vars(module).values() if isinstance(value, Tensor))
+    return own
+
+
+def modification(network: nn.Module, kind: type[nn.Module]) -> str | None:
+    """What makes a network another one than `kind(network.config)`, in words; None = nothing but its numbers.
+
+    Found are subclasses, replaced or shared modules, changed settings, forward hooks, parametrizations, parameters of
+    other types, and methods that were replaced, of an instance or of a class.
+    """
+    config: Any = getattr(network, "config", None)
+    if type(network) is not kind:
+        return f"{type(network).__name__} is not {kind.__name__} itself"
+    if type(config) is not getattr(kind, "Config", None):
+        return f"its config is a {type(config).__name__}"
+    if _any_global_hook():
+        return "forward hooks are registered for all modules"
+    return _other_modules(network, _blueprint(kind, config))
+
+
+def _other_modules(network: nn.Module, expected: dict[str, Part]) -> str | None:
+    found = anatomy(network)
+    if found.keys() != expected.keys():
+        return f"it has other modules than its config says: {', '.join(sorted(found.keys() ^ expected.keys())[:3])}"
+    for name, module in network.named_modules():
+        if problem := _deviation(found[name], expected[name]) or _touched_instance(module):
+            return f"{name or type(network).__name__}: {problem}"
+    if replaced := next((part.kind for part in expected.values() if not _is_own(part.kind, "forward")), None):
+        return f"{replaced.__name__}.forward was replaced"
+    dtypes = {(value.dtype, value.device) for value in network.parameters()}
+    return "its parameters are of several dtypes or on several devices" if len(dtypes) > 1 else None
+
+
+def is_exactly(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a module does what `kind`, a class of torch, says and nothing else."""
+    if _any_global_hook() or type(module) is not kind:
+        return False
+    return _touched_instance(module) is None and _is_own(kind, "forward")
+
+
+def is_replaced(network: nn.Module, kind: type[nn.Module], methods: Iterable[str]) -> bool:
+    """Whether a network has other methods of these names than `kind` was written with, or forward hooks."""
+    if network._forward_hooks or network._forward_pre_hooks:
+        return True
+    return any(
+        name in vars(network) or not _is_written_in(getattr(type(network), name), kind, name) for name in methods
+    )
+
+
+class Snapshot:
+    """The anatomy and all numbers of a network as they were: `holds` says whether they still are."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.anatomy = anatomy(network)
+        tensors = tensors_of(network)
+        self.places = _places(tensors)
+        self.numbers = [bytearray(memory) for memory in _on_cpu(tensors)]
+        elsewhere = _elsewhere(tensors)
+        self.elsewhere = elsewhere if elsewhere is None else elsewhere.clone()
+
+    def holds(self, network: nn.Module) -> bool:
+        """Whether nothing has changed, to the bit."""
+        tensors = tensors_of(network)
+        if _places(tensors) != self.places or anatomy(network) != self.anatomy:
+            return False
+        if any(kept != memory for kept, memory in zip(self.numbers, _on_cpu(tensors), strict=True)):
+            return False
+        return self.elsewhere is None or torch.equal(self.elsewhere, _bytes(tensors))
+
+
+def can_be_compared(network: nn.Module) -> bool:
+    """Whether a snapshot of a network is possible: its tensors have numbers, and memory that can be read."""
+    return all(
+        type(value) in (Tensor, nn.Parameter) and value.layout == torch.strided and not value.is_meta
+        for value in tensors_of(network)
+    )
+
+
+def _part(module: nn.Module) -> Part:
+    attributes = {
+        name: value
+        for name, value in vars(module).items()
+        if name[0] != "_" and name not in USAGE and not isinstance(value, Tensor)
+    }
+    named = (*module._parameters.items(), *module._buffers.items())
+    return Part(type(module), attributes, {name: value.shape for name, value in named if value is not None})
+
+
+def _touched_instance(module: nn.Module) -> str | None:
+    """What makes a module do something else than its class says, in words: hooks, replaced methods, odd tensors."""
+    if module._forward_hooks or module._forward_pre_hooks:
+        return "it has forward hooks"
+    if replaced := vars(module).keys() & _methods(type(module)):
+        return f"its {min(replaced)} was replaced"
+    for value in _values(module):
+        if value is not None and (type(value) not in (Tensor, nn.Parameter) or value.layout != torch.strided):
+            return f"it has a {type(value).__name__} of layout {value.layout}"
+    return None
+
+
+@functools.lru_cache(maxsize=128)
+def _methods(kind: type) -> frozenset[str]:
+    return frozenset(name for name in dir(kind) if callable(getattr(kind, name, None)))
+
+
+def _values(module: nn.Module) -> Iterator[Tensor | None]:
+    yield from module._parameters.values()
+    yield from module._buffers.values()
+
+
+def _deviation(found: Part, expected: Part) -> str | None:
+    """How a module differs from what it should be, in words. Attributes that its class does not know change nothing."""
+    if found.kind is not expected.kind:
+        return f"it is a {found.kind.__name__}, not a {expected.kind.__name__}"
+    for name, value in expected.attributes.items():
+        now = found.attributes.get(name, "missing")
+        if type(now) is not type(value) or now != value:
+            return f"its {name} is {now}, not {value}"
+    if found.tensors != expected.tensors:
+        return f"its tensors are {found.tensors}, not {expected.tensors}"
+    return None
+
+
+_blueprints: OrderedDict[tuple[type, str], dict[str, Part]] = OrderedDict()
+
+
+def _blueprint(kind: type[nn.Module], config: Any) -> dict[str, Part]:
+    """The anatomy of what a class makes of a config."""
+    key = kind, repr(config)
+    if (kept := _blueprints.get(key)) is None:
+        with torch.device("meta"):
+            kept = anatomy(kind(config))
+        _blueprints[key] = kept
+        while len(_blueprints) > BLUEPRINTS:
+            _blueprints.popitem(last=False)
+    return kept
+
+
+def _is_own(kind: type, method: str) -> bool:
+    """Whether the first class that has a method was written with it; torch's modules without `forward` are."""
+    owner = next(one for one in kind.__mro__ if method in vars(one))
+    return owner is nn.Module or _is_written_in(vars(owner)[method], owner, method)
+
+
+def _is_written_in(function: Any, owner: type, method: str) -> bool:
+    written = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
+    return any(written == (one.__module__, f"{one.__qualname__}.{method}") for one in owner.__mro__)
+
+
+def _any_global_hook() -> bool:
+    return bool(hooks_of_all._global_forward_hooks or hooks_of_all._global_forward_pre_hooks)
+
+
+def _places(tensors: Sequence[Tensor]) -> list[tuple[torch.Size, torch.dtype, torch.device]]:
+    return [(one.shape, one.dtype, one.device) for one in tensors]
+
+
+def _on_cpu(tensors: Sequence[Tensor]) -> Iterator[memoryview]:
+    """The memory of tensors on the CPU, in the order of their numbers."""
+    for one in tensors:
+        if one.device.type == "cpu":
+            memory: Any = one.detach().reshape(-1).view(torch.uint8).numpy()
+            yield memoryview(memory)
+
+
+def _bytes(tensors: Sequence[Tensor]) -> Tensor:
+    elsewhere = [one.detach().reshape(-1).view(torch.uint8) for one in tensors if one.device.type != "cpu"]
+    return torch.cat([one.to(elsewhere[0].device) for one in elsewhere])
+
+
+def _elsewhere(tensors: Sequence[Tensor]) -> Tensor | None:
+    return None if all(one.device.type == "cpu" for one in tensors) else _bytes(tensors)
