@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import logging
 import socket
 from pathlib import Path
 
@@ -101,6 +102,30 @@ def test_a_failure_of_ours_has_them_too_and_says_nothing(server, monkeypatch):
     assert "content-security-policy" in answer.headers
     assert answer.json()["detail"].startswith("the server failed (ZeroDivisionError)")
     assert "division by zero" not in answer.text
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_a_failure_of_ours_is_one_line_with_an_id(server, monkeypatch, caplog, debug):
+    monkeypatch.setattr(type(server.home.jobs), "get", lambda *given: 1 / 0)
+    caplog.set_level(logging.DEBUG if debug else logging.WARNING, "isinglass.app")
+    detail = server.get("/jobs/abc").json()["detail"]
+    assert server.get("/health").status_code == 200
+    failures = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(failures) == 1
+    line = failures[0].getMessage()
+    assert "GET /jobs/abc" in line
+    assert "division by zero" in line
+    assert detail.split()[-1] in line
+    assert bool(failures[0].exc_info) == debug
+
+
+def test_a_failed_job_is_one_line_with_the_same_id(server, monkeypatch, caplog):
+    monkeypatch.setattr("isinglass.app.server.run", lambda *given: 1 / 0)
+    problem = server.wait(server.submit(photos()))["error"]
+    failures = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(failures) == 1
+    assert problem.split()[-1] in failures[0].getMessage()
+    assert failures[0].exc_info is None
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,9 @@ from pydantic import BaseModel
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from isinglass.app.forms import read_options
-from isinglass.app.jobs import Jobs, message_of
+from isinglass.app.jobs import Jobs
 from isinglass.app.live import LIVE_DEFAULTS, Frame, LiveMatcher, LiveSettings, live_options
+from isinglass.app.log import message_of
 from isinglass.app.pipelines import Pipelines
 from isinglass.app.settings import Settings
 from isinglass.app.uploads import Refused, Upload, check_upload

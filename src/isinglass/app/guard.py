@@ -1,14 +1,24 @@
-"""What stands before the app: who may ask, how much a request may send, and headers that keep pages to themselves."""
+"""What stands before the app: who may ask, what and how much a request may send, and what becomes of errors.
+
+Whatever comes over a connection ends in an answer or a closed connection, and in at most one line of log: refusals
+(4xx, 503) and broken connections in a warning, mistakes of ours in an error with an id (500).
+"""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from starlette.requests import ClientDisconnect
+
+from isinglass.app.log import log_failure, log_refusal, message_of, shown
 from isinglass.app.settings import Settings
+from isinglass.app.uploads import Refused
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -31,17 +41,19 @@ HEADERS = {
 }
 _READING = ("GET", "HEAD", "OPTIONS")
 _DRAINED = 4  # times what a body may have is read and thrown away, so that the sender hears the refusal
-
-
-class BodyTooLarge(Exception):
-    """More came than a request may hold."""
+_STALLED_S = 30.0  # a body that sends nothing for so long is given up
+_BODY = {"content-length", "transfer-encoding"}  # without these headers a request has no body
+_HOST = re.compile(r"(\[[0-9a-f:.]+(%\w+)?\]|[\w.-]*)(:\d{1,5})?", re.ASCII | re.IGNORECASE)
+_FAILED = 1011  # of WebSockets: the server failed
+UNPARSABLE = "isinglass.unparsable"  # in the scope of a request whose rest was no HTTP: answered and logged already
 
 
 class Guard:
     """An ASGI app around another one.
 
-    Refused are: hosts by foreign names where only this machine may ask (a page of the web that lets its name point
-    here), requests that change something and live connections from pages of other origins, and bodies over the limit.
+    Refused are: malformed headers that anything here depends on, hosts by foreign names where only this machine may ask
+    (a page of the web that lets its name point here), requests that change something and live connections from pages of
+    other origins, and bodies over the limit or that stall.
     """
 
     def __init__(self, app: App, settings: Settings) -> None:
@@ -50,54 +62,66 @@ class Guard:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """As ASGI has it."""
-        if scope["type"] not in ("http", "websocket"):
+        if scope["type"] == "http":
+            await self._http(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await self._websocket(scope, receive, send)
+        else:
             await self.app(scope, receive, send)
-            return
+
+    async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
         headers = _headers(scope)
-        refusal = self._refusal(scope, headers)
-        if scope["type"] == "websocket":
-            if refusal is None:
-                await self.app(scope, receive, send)
-            else:
-                await receive()
-                await send({"type": "websocket.close", "code": 1008, "reason": refusal[1][:120]})
-            return
-        guarded = _with_headers(send)
-        if refusal is None and int(_digits(headers.get("content-length"))) > self.most:
-            refusal = 413, self._too_large()
-        if refusal is not None:
-            await _drain(receive, _DRAINED * self.most)
-            await _refuse(guarded, *refusal)
-            return
-        await self._bounded(scope, receive, guarded)
+        body = _Body(receive, self.most, self._too_large(), is_whole=not _BODY & headers.keys())
+        answer = _Answer(scope, send, body)
+        try:
+            if refusal := self._refusal(scope, headers) or self._refused_length(headers):
+                if (_length(headers) or 0) <= _DRAINED * self.most:
+                    await body.drain()
+                await answer.refuse(*refusal)
+            else:  # HEAD is GET without the body, which the web server leaves out
+                seen = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+                await self.app(seen, body.receive, answer.send)
+        except ClientDisconnect:
+            body.is_gone = True
+        except Exception as error:
+            log_failure(error, scope)
+            with contextlib.suppress(Exception):
+                await answer.refuse(500, message_of(error))
+        if body.is_gone and not answer.is_whole:
+            if UNPARSABLE not in scope:
+                when = "before the answer" if body.is_whole else f"{body.count:,} bytes into the body"
+                log_refusal(scope, f"the connection broke off {when}")
+        elif answer.status >= 400 and answer.status != 500:
+            log_refusal(scope, f"{answer.status} {answer.said}")
 
-    async def _bounded(self, scope: Message, receive: Receive, send: Send) -> None:
-        """The app, which hears no more than a body may have."""
-        count, started = 0, False
-
-        async def counted() -> Message:
-            nonlocal count
-            message = await receive()
-            count += len(message.get("body", b""))
-            if count > self.most:
-                raise BodyTooLarge
-            return message
+    async def _websocket(self, scope: Message, receive: Receive, send: Send) -> None:
+        if refusal := self._refusal(scope, _headers(scope)):
+            await receive()
+            await send({"type": "websocket.close", "code": 1008, "reason": refusal[1][:120]})
+            log_refusal(scope, f"{refusal[0]} {refusal[1]}")
+            return
+        is_accepted = False
 
         async def noted(message: Message) -> None:
-            nonlocal started
-            if count > self.most and not started:  # whatever the app makes of the error
-                return
-            started = True
+            nonlocal is_accepted
+            is_accepted = is_accepted or message["type"] == "websocket.accept"
+            if not is_accepted:
+                log_refusal(scope, "403 there is no such connection; expected /live")
             await send(message)
 
-        with contextlib.suppress(BodyTooLarge):
-            await self.app(scope, counted, noted)
-        if count > self.most and not started:
-            await _drain(receive, _DRAINED * self.most)
-            await _refuse(send, 413, self._too_large())
+        try:
+            await self.app(scope, receive, noted)
+        except Exception as error:
+            log_failure(error, scope)
+            with contextlib.suppress(Exception):
+                await send({"type": "websocket.close", "code": _FAILED})
 
     def _refusal(self, scope: Message, headers: dict[str, str]) -> tuple[int, str] | None:
+        if scope["http_version"] not in ("1.0", "1.1"):
+            return 400, f"the request is of HTTP/{scope['http_version']}; expected HTTP/1.1"
         host = headers.get("host", "")
+        if not _HOST.fullmatch(host):
+            return 400, f"the header Host is {_shown(host)}; expected a name, or a name and a port"
         known = self.settings.known_names
         if known is not None and _name_of(host) not in known:
             return 421, (
@@ -107,13 +131,19 @@ class Guard:
         if scope["type"] == "http" and scope["method"] in _READING:
             return None
         origin, site = headers.get("origin"), headers.get("sec-fetch-site")
-        foreign = origin is not None and urlsplit(origin).netloc.lower() != host.lower()
+        foreign = origin is not None and _netloc(origin) != host.lower()
         if foreign or site in ("cross-site", "same-site"):
             return 403, (
                 f"the request came from a page of {_shown(origin or site or '')}; expected one of this server. Open "
                 "its own page, or send no Origin from other programs"
             )
         return None
+
+    def _refused_length(self, headers: dict[str, str]) -> tuple[int, str] | None:
+        length = _length(headers)
+        if length is None:
+            return 400, f"the header Content-Length is {_shown(headers['content-length'])}; expected a number"
+        return (413, self._too_large()) if length > self.most else None
 
     def _too_large(self) -> str:
         limit = self.settings.limits.file_bytes / 1e6
@@ -135,36 +165,118 @@ def _name_of(host: str) -> str:
     return name if name and port.isdigit() else host.lower()
 
 
+def _netloc(origin: str) -> str | None:
+    """Return the host and port of an origin; None where it is no URL."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
+
+
 def _shown(text: str) -> str:
-    return repr(text if len(text) <= 60 else f"{text[:57]}...")
+    return repr(shown(text, 60))
 
 
-def _digits(text: str | None) -> str:
-    return text if text is not None and text.isdigit() else "0"
+def _length(headers: dict[str, str]) -> int | None:
+    """Return the length that a body is announced with; 0 = none is; None = the header is no number."""
+    given = headers.get("content-length", "0")
+    if not (given.isascii() and given.isdigit()):
+        return None
+    return int(given) if len(given) <= 18 else 10**18
 
 
-def _with_headers(send: Send) -> Send:
-    async def guarded(message: Message) -> None:
+class _Body:
+    """The body of a request as it comes, which ends at its limit and where nothing comes any more.
+
+    count    bytes that came
+    is_whole whether the last of it came
+    is_gone  whether the sender is gone
+    """
+
+    def __init__(self, receive: Receive, most: int, too_large: str, *, is_whole: bool) -> None:
+        self._receive, self._most, self._too_large = receive, most, too_large
+        self.count, self.is_whole, self.is_gone = 0, is_whole, False
+
+    async def receive(self) -> Message:
+        """Return the next message. Raises Refused: 413 beyond the limit, of which the sender is let finish, and 408."""
+        message = await self._next()
+        if self.count > self._most:
+            await self.drain()
+            raise Refused(self._too_large, 413)
+        return message
+
+    async def drain(self) -> None:
+        """Read the rest and throw it away, up to a limit: who still sends hears no answer."""
+        with contextlib.suppress(Refused):
+            while not (self.is_whole or self.is_gone) and self.count <= _DRAINED * self._most:
+                await self._next()
+
+    async def _next(self) -> Message:
+        wait = self._receive()
+        if self.is_whole:  # then it is the end of the connection that is waited for
+            message = await wait
+        else:
+            try:
+                message = await asyncio.wait_for(wait, _STALLED_S)
+            except TimeoutError:
+                raise Refused(
+                    f"nothing came for {_STALLED_S:g} seconds, {self.count:,} bytes into the body; expected all of it",
+                    408,
+                ) from None
+        self.count += len(message.get("body", b""))
+        if message["type"] == "http.disconnect":
+            self.is_gone = True
+        elif not message.get("more_body", False):
+            self.is_whole = True
+        return message
+
+
+class _Answer:
+    """What is sent: with `HEADERS`, nothing to who is gone, and the connection closed where a body was not read whole.
+
+    status    0 = none yet
+    said      the beginning of an answer of 400 or more
+    is_whole  whether the last of it was sent
+    """
+
+    def __init__(self, scope: Message, send: Send, body: _Body) -> None:
+        self._scope, self._send, self._body = scope, send, body
+        self.status, self.said, self.is_whole = 0, "", False
+
+    async def send(self, message: Message) -> None:
+        """Send a message. Raises ClientDisconnect where it cannot be sent."""
+        if UNPARSABLE in self._scope:
+            await self._body.drain()  # until the web server has closed the connection
+        if self._body.is_gone:
+            return
         if message["type"] == "http.response.start":
-            given = list(message.get("headers", ()))
-            names = {name.lower() for name, _ in given}
-            given += [(key.encode(), value.encode()) for key, value in HEADERS.items() if key.encode() not in names]
-            message = {**message, "headers": given}
-        await send(message)
+            self.status = message["status"]
+            message = {**message, "headers": self._headers(list(message.get("headers", ())))}
+        elif self.status >= 400 and not self.said:
+            self.said = _detail(message.get("body", b""))
+        try:
+            await self._send(message)
+        except Exception as error:
+            raise ClientDisconnect from error
+        self.is_whole = message["type"] == "http.response.body" and not message.get("more_body", False)
 
-    return guarded
+    async def refuse(self, status: int, detail: str) -> None:
+        """Send a whole answer, where none has begun."""
+        if self.status:
+            return
+        content = json.dumps({"detail": detail}).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
+        await self.send({"type": "http.response.start", "status": status, "headers": headers})
+        await self.send({"type": "http.response.body", "body": content})
+
+    def _headers(self, given: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        names = {name.lower() for name, _ in given}
+        given += [(key.encode(), value.encode()) for key, value in HEADERS.items() if key.encode() not in names]
+        return given if self._body.is_whole else [*given, (b"connection", b"close")]
 
 
-async def _drain(receive: Receive, most: int) -> None:
-    count, more = 0, True
-    while more and count <= most:
-        message = await receive()
-        count += len(message.get("body", b""))
-        more = message["type"] == "http.request" and message.get("more_body", False)
-
-
-async def _refuse(send: Send, status: int, detail: str) -> None:
-    content = json.dumps({"detail": detail}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": [*headers, (b"connection", b"close")]})
-    await send({"type": "http.response.body", "body": content})
+def _detail(body: bytes) -> str:
+    try:
+        return str(json.loads(body)["detail"])
+    except (ValueError, KeyError, TypeError):
+        return shown(body[:200].decode("utf-8", "replace"), 200)

@@ -5,7 +5,6 @@ Whoever holds a job's id may ask for it, so ids are random. Calls of live pages 
 
 from __future__ import annotations
 
-import logging
 import secrets
 import threading
 import time
@@ -15,6 +14,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from isinglass.app.log import log_failure
 from isinglass.app.memory import give_back
 from isinglass.app.pipelines import Tell
 from isinglass.app.settings import Limits
@@ -25,7 +25,6 @@ State = Literal["queued", "running", "done", "failed", "cancelled"]
 RETRY_AFTER_S = 5
 _SWEEP_S = 20.0
 _MOST_PROGRESS = 0.95  # before a job is done
-_log = logging.getLogger(__name__)
 
 
 class Cancelled(Exception):
@@ -232,7 +231,7 @@ class Jobs:
         except Exception as error:
             state, problem = "failed", error
             if not isinstance(error, IsinglassError):
-                _log.exception("a job of the kind %s failed", job.kind)
+                log_failure(error, f"a job of the kind {job.kind}")
         with self._changed:
             self._running = None
             self._end(job, state, problem, result)
@@ -279,13 +278,6 @@ def status_of(problem: Exception) -> int:
     if isinstance(problem, InputError):
         return 422
     return 503 if isinstance(problem, IsinglassError) else 500
-
-
-def message_of(problem: Exception) -> str:
-    """What people are told of it: errors of ours as they are, of others no more than their kind."""
-    if isinstance(problem, IsinglassError):
-        return str(problem)
-    return f"the server failed ({type(problem).__name__}), which is a mistake of Isinglass; its log has more"
 
 
 def alone(problem: Exception | None) -> Exception | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from isinglass.app.log import OneLine
 from isinglass.app.settings import Settings
 from isinglass.app.uploads import Upload, check_upload
 from isinglass.app.video import VideoSource
@@ -57,8 +59,10 @@ def listen(settings: Settings, *, video: str | None = None, reference: Path | No
     """
     home, uvicorn = _server(settings, video, reference), _uvicorn()
     listener = _listener(settings)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # what it warns of is refused, and logged then
     config = uvicorn.Config(
         home.app,
+        http=_protocol(),
         log_level="warning",
         server_header=False,
         proxy_headers=False,
@@ -66,6 +70,7 @@ def listen(settings: Settings, *, video: str | None = None, reference: Path | No
         ws_max_size=settings.limits.file_bytes,
         timeout_graceful_shutdown=_GRACE_S,
     )
+    logging.getLogger("uvicorn.error").addFilter(OneLine())
     shown = "127.0.0.1" if settings.host in ("0.0.0.0", "::", "") else settings.host
     address = f"http://{f'[{shown}]' if ':' in shown else shown}:{listener.getsockname()[1]}"
     return Listening(address, listener, uvicorn.Server(config), home)
@@ -98,6 +103,12 @@ def _uvicorn() -> Any:
     except ModuleNotFoundError as error:
         raise MissingExtra(error.name or "uvicorn", "app") from error
     return uvicorn
+
+
+def _protocol() -> Any:
+    from isinglass.app.protocol import Protocol
+
+    return Protocol
 
 
 def _listener(settings: Settings) -> socket.socket:

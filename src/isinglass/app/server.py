@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from email.message import Message
 from importlib.metadata import version
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -13,7 +14,9 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Path, Request, WebSocket
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from isinglass.app import examples
 from isinglass.app.answers import Choices, Health, JobAnswer, MatchAnswer, Problem, Submitted
@@ -21,8 +24,9 @@ from isinglass.app.channel import Channel
 from isinglass.app.choices import choices
 from isinglass.app.forms import MOST_FIELDS, body_schema, make_forms, read_task
 from isinglass.app.guard import App, Guard
-from isinglass.app.jobs import RETRY_AFTER_S, Cancelled, Job, Jobs, Work, message_of, status_of
+from isinglass.app.jobs import RETRY_AFTER_S, Cancelled, Job, Jobs, Work, status_of
 from isinglass.app.live import LIVE_DEFAULTS
+from isinglass.app.log import message_of, shown
 from isinglass.app.pipelines import Pipelines
 from isinglass.app.settings import Settings
 from isinglass.app.uploads import Refused, Upload
@@ -208,10 +212,7 @@ class Server:
         return {"source": source, "reference": reference, "defaults": LIVE_DEFAULTS}
 
     async def _task(self, request: Request, *, plain: bool) -> tuple[Any, int]:
-        try:
-            form = await request.form(max_files=4, max_fields=MOST_FIELDS)
-        except HTTPException as error:
-            raise Refused(f"the form cannot be read ({error.detail}); expected multipart/form-data", 422) from error
+        form = await _form(request)
         try:
             return await read_task(form, self.forms.match if plain else self.forms.job, self.settings, self.jobs)
         finally:
@@ -234,6 +235,31 @@ class Server:
             progress=job.progress,
             error=message_of(job.problem) if job.problem is not None and job.state == "failed" else None,
         )
+
+
+async def _form(request: Request) -> FormData:
+    """Read the form. Raises Refused (422) whatever is wrong with it: a parser fails in ways that nobody can list."""
+    _check_charset(request.headers.get("content-type", ""))
+    try:
+        return await request.form(max_files=4, max_fields=MOST_FIELDS)
+    except (Refused, ClientDisconnect, OSError, MemoryError):
+        raise
+    except Exception as error:
+        why = error.detail if isinstance(error, HTTPException) else f"{type(error).__name__}: {error}"
+        raise Refused(f"the form cannot be read ({shown(str(why), 120)}); expected multipart/form-data", 422) from error
+
+
+def _check_charset(content_type: str) -> None:
+    """Raises Refused (415) for one that does not read ASCII as what it is: unknown, no text, or of wide letters."""
+    charset = Message()
+    charset["content-type"] = content_type
+    name = charset.get_param("charset", "utf-8")
+    try:
+        is_known = isinstance(name, str) and b"image0".decode(name) == "image0"
+    except (LookupError, ValueError):  # of which UnicodeError is one
+        is_known = False
+    if not is_known:
+        raise Refused(f"the charset of the form is {shown(str(name), 40)!r}; expected utf-8", 415)
 
 
 def _too_many_live(count: int) -> Refused:
@@ -275,7 +301,10 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    words = {404: f"there is no {request.url.path[:80]}; open /", 405: f"{request.method} is not for this path"}
+    words = {
+        404: f"there is no {shown(request.scope['path'], 80)}; open /",
+        405: f"{request.method} is not for this path",
+    }
     detail = words.get(error.status_code, str(error.detail))
     return JSONResponse({"detail": detail}, error.status_code, headers=error.headers)
 
