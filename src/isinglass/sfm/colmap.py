@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import numpy as np
 from isinglass.datasets.posed import COLMAP_CENTRE
 from isinglass.errors import InputError, WriteError
 from isinglass.files import PathLike, write_atomically
+from isinglass.files.colmap_database import check_colmap_database
 from isinglass.sfm.colmap_log import quiet
 from isinglass.sfm.options import check_camera, pycolmap_module
 from isinglass.sfm.store import FeatureStore, MatchStore, Pair
@@ -225,10 +226,15 @@ class Project:
                 for suffix in ("", _BESIDE[0]):
                     with suppress(FileNotFoundError):
                         shutil.copyfile(f"{self.path}{suffix}", f"{file}{suffix}")
+            check_colmap_database(file, self.path)
             self._database = _open(file, self.path)
             stack.callback(self._database.close)
-            images = self._database.read_all_images()
+            with self._reading("its tables"):
+                self._read_tables()
             self._open = stack.pop_all()
+
+    def _read_tables(self) -> None:
+        images = self._database.read_all_images()
         self._ids = {image.name: image.image_id for image in images}
         self._camera_of = {image.name: image.camera_id for image in images}
         self._cameras = {camera.camera_id: camera for camera in self._database.read_all_cameras()}
@@ -239,6 +245,19 @@ class Project:
         found = self._counts(name_of, ids, [len(one.inlier_matches) for one in geometries])
         tried = [pair for pair in self.matched if pair not in found and self._has_geometry(*pair)]
         self.inliers = dict(sorted({**found, **dict.fromkeys(tried, 0)}.items()))
+
+    @contextmanager
+    def _reading(self, what: object) -> Iterator[None]:
+        """Raise InputError for whatever COLMAP makes of damaged rows."""
+        try:
+            yield
+        except InputError:
+            raise
+        except (RuntimeError, ValueError, TypeError, LookupError, OverflowError, MemoryError) as error:
+            raise InputError(
+                f"{what} of the database {str(self.path)!r} cannot be read ({error or type(error).__name__}): it is "
+                "damaged. Copy it again, or make it anew"
+            ) from error
 
     def __enter__(self) -> Project:
         return self
@@ -252,7 +271,8 @@ class Project:
 
     def camera(self, name: str) -> Any:
         """The `pycolmap.Camera` of an image, in COLMAP's pixels."""
-        return self._cameras[self._camera_of[name]]
+        with self._reading(f"the camera of {name!r}"):
+            return self._cameras[self._camera_of[name]]
 
     def keypoints(self, name: str) -> np.ndarray:
         """(N, 2) float32 px, this library's."""
@@ -263,7 +283,8 @@ class Project:
         image_id = self._id(name)
         if not self._database.exists_keypoints(image_id):
             return np.zeros((0, 2), np.float32)
-        rows = np.array(self._database.read_keypoints(image_id), np.float32)
+        with self._reading(f"keypoints of {name!r}"):
+            rows = np.array(self._database.read_keypoints(image_id), np.float32)
         rows[:, :2] -= np.float32(COLMAP_CENTRE)
         return rows
 
@@ -272,17 +293,19 @@ class Project:
         image_id, colmap = self._id(name), pycolmap_module()
         if not self._database.exists_descriptors(image_id):
             return None
-        found = self._database.read_descriptors(image_id)
-        return np.array(found.data, np.uint8) if found.type == colmap.FeatureExtractorType.SIFT else None
+        with self._reading(f"descriptors of {name!r}"):
+            found = self._database.read_descriptors(image_id)
+            return np.array(found.data, np.uint8) if found.type == colmap.FeatureExtractorType.SIFT else None
 
     def matches(self, name0: str, name1: str, *, verified: bool = False) -> np.ndarray:
         """(M, 2) int32, (keypoint of `name0`, keypoint of `name1`); `verified`: only those of the geometry found."""
         id0, id1 = self._id(name0), self._id(name1)
-        if verified:
-            found = self._database.read_two_view_geometry(id0, id1).inlier_matches
-        else:
-            found = self._database.read_matches(id0, id1)
-        return np.array(found, np.int32).reshape(-1, 2)
+        with self._reading(f"matches of {name0!r} and {name1!r}"):
+            if verified:
+                found = self._database.read_two_view_geometry(id0, id1).inlier_matches
+            else:
+                found = self._database.read_matches(id0, id1)
+            return np.array(found, np.int32).reshape(-1, 2)
 
     def colmap_points(self, name: str) -> np.ndarray:
         """(N, 2) float64 in COLMAP's pixels, as its cameras take them."""

@@ -6,6 +6,7 @@ Every function gives each pair once, sorted, and in each pair that image first w
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,8 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from isinglass.errors import InputError, MissingExtra
+from isinglass.errors import InputError
 from isinglass.files.atomic import PathLike, write_atomically
+from isinglass.files.colmap_model import read_colmap_model
 from isinglass.sfm.progress import Tell
 from isinglass.sfm.store import FeatureStore, Pair
 from isinglass.types import Features, Matcher, chunk_pairs
@@ -235,15 +237,6 @@ def _pair_of(line: str, known: set[str] | None) -> Pair | None:
 
 
 def _reconstruction(model: Any) -> Any:
-    try:
-        import pycolmap
-    except ImportError as error:
-        raise MissingExtra("pycolmap", "maps") from error
-    if isinstance(model, pycolmap.Reconstruction):
-        return model
-    try:
-        return pycolmap.Reconstruction(Path(model))
-    except (ValueError, RuntimeError, OSError, IndexError) as error:
-        raise InputError(
-            f"{str(model)!r} is no COLMAP model ({error}); expected a folder of cameras, images and points3D"
-        ) from error
+    if isinstance(model, str | os.PathLike):
+        return read_colmap_model(model)
+    return model

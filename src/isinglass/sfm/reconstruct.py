@@ -20,6 +20,7 @@ import numpy as np
 
 from isinglass.errors import InputError, WriteError
 from isinglass.files import PathLike
+from isinglass.files.colmap_model import read_colmap_model
 from isinglass.images import read_image
 from isinglass.sfm.colmap import Project, pycolmap_module, quiet
 from isinglass.sfm.options import MAPPERS, Mapper
@@ -206,7 +207,7 @@ def _write(models: Sequence[Any], folder: Path) -> None:
 def _is_whole(place: Path, model: Any) -> bool:
     """COLMAP does not notice that a file has no room for all of it."""
     try:
-        found = pycolmap_module().Reconstruction(place)
+        found = read_colmap_model(place)
     except Exception:  # whatever a file that ends too early leads to
         return False
     return _numbers(found) == _numbers(model)
@@ -278,11 +279,5 @@ def report_of(folder: PathLike) -> ModelReport:
 
 def read_model(folder: PathLike) -> Any:
     """The `pycolmap.Reconstruction` in a folder. Raises InputError where there is none, or it cannot be read."""
-    try:
-        with quiet():
-            return pycolmap_module().Reconstruction(Path(folder))
-    except (ValueError, RuntimeError, IndexError, MemoryError) as error:
-        raise InputError(
-            f"{str(folder)!r} cannot be read as a model of COLMAP ({error}); expected a folder with cameras, images "
-            "and points3D, as .bin or .txt"
-        ) from error
+    with quiet():
+        return read_colmap_model(folder)

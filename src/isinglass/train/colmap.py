@@ -6,6 +6,7 @@ Files of COLMAP have (0.5, 0.5) at the centre of the top-left pixel; here they a
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ from torch import Tensor
 from isinglass.datasets.layout import PathLike, existing_folder
 from isinglass.datasets.pairs import Floats
 from isinglass.datasets.posed import COLMAP_CENTRE
-from isinglass.errors import InputError, MissingExtra
+from isinglass.errors import InputError
+from isinglass.files.colmap_model import read_colmap_model
 from isinglass.train.batch import IGNORED, UNMATCHABLE, PairBatch
 from isinglass.train.posed import (
     OVERLAP,
@@ -136,18 +138,8 @@ class _Mapped:
 
 def _read_model(model: Any, photos: Path, within_px: float) -> tuple[list[_Mapped], Floats, dict[str, str]]:
     """Photos by name; points (Q, 3); what is wrong with photos that are left out."""
-    try:
-        import pycolmap
-    except ImportError as error:
-        raise MissingExtra("pycolmap", "eval") from error
-    if not isinstance(model, pycolmap.Reconstruction):
-        try:
-            model = pycolmap.Reconstruction(str(model))
-        except Exception as error:
-            raise InputError(
-                f"{str(model)!r} cannot be read as a COLMAP model ({error}); expected a folder with cameras, images "
-                "and points3D, as .bin or .txt"
-            ) from error
+    if isinstance(model, str | os.PathLike):
+        model = read_colmap_model(model)
     ids = sorted(model.points3D)
     points_Q3 = np.array([model.points3D[one].xyz for one in ids], np.float64).reshape(-1, 3)
     rows = {one: row for row, one in enumerate(ids)}
