@@ -245,7 +245,10 @@ def test_reading_from_threads_gives_the_limit_back(tmp_path):
 
 def test_a_format_that_pillow_rejects_names_its_reason(tmp_path, monkeypatch):
     Image.fromarray(pattern(3, 3)).save(tmp_path / "x.png")
-    monkeypatch.setattr(Image, "open", lambda path: (_ for _ in ()).throw(UnidentifiedImageError("no such kind")))
+    Image.init()
+    monkeypatch.setitem(
+        Image.OPEN, "PNG", (lambda *_: (_ for _ in ()).throw(UnidentifiedImageError("no such kind")), None)
+    )
     with pytest.raises(InputError, match="no such kind"):
         images.read_image(tmp_path / "x.png")
 

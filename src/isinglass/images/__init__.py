@@ -7,8 +7,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from isinglass.images.formats import IMAGE_SUFFIXES, MAX_PIXELS
-    from isinglass.images.reading import ImageSource, exif_orientation, read_image, read_mask
+    from isinglass.images.exif import Exif
+    from isinglass.images.formats import (
+        IMAGE_SUFFIXES,
+        MAX_PIXELS,
+        READABLE_SUFFIXES,
+        REMEDIES,
+        readable_suffixes,
+        remedy,
+    )
+    from isinglass.images.header import Header, header_of, opened, read_header
+    from isinglass.images.reading import ImageSource, Photo, exif_orientation, read_image, read_mask, read_photo
+    from isinglass.images.values import Stretch
     from isinglass.images.views import (
         View,
         cropped,
@@ -23,8 +33,11 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
-    "formats": ("IMAGE_SUFFIXES", "MAX_PIXELS"),
-    "reading": ("ImageSource", "exif_orientation", "read_image", "read_mask"),
+    "exif": ("Exif",),
+    "formats": ("IMAGE_SUFFIXES", "MAX_PIXELS", "READABLE_SUFFIXES", "REMEDIES", "readable_suffixes", "remedy"),
+    "header": ("Header", "header_of", "opened", "read_header"),
+    "reading": ("ImageSource", "Photo", "exif_orientation", "read_image", "read_mask", "read_photo"),
+    "values": ("Stretch",),
     "views": (
         "View",
         "cropped",
@@ -42,15 +55,27 @@ _HOMES = {
 __all__ = [
     "IMAGE_SUFFIXES",
     "MAX_PIXELS",
+    "READABLE_SUFFIXES",
+    "REMEDIES",
+    "Exif",
+    "Header",
     "ImageSource",
+    "Photo",
+    "Stretch",
     "View",
     "cropped",
     "exif_orientation",
     "features_to_original",
+    "header_of",
     "mirrored",
+    "opened",
     "points_to_original",
+    "read_header",
     "read_image",
     "read_mask",
+    "read_photo",
+    "readable_suffixes",
+    "remedy",
     "resized",
     "tiles",
     "turned",

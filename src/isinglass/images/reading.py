@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,35 +14,75 @@ from torch import Tensor
 
 from isinglass.errors import InputError
 from isinglass.images.formats import MAX_PIXELS
+from isinglass.images.header import Header, header_of, load, opened, read_header
+from isinglass.images.values import Stretch, unit_values
 
 ImageSource = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 
-_ROUNDING = 1e-4  # floats may leave [0, 1] by this much, as resampling makes them
-_EXIF_ORIENTATION = 0x0112
-_pillow_lock = threading.Lock()
+_GDAL_NODATA = 42113
+_log = logging.getLogger(__name__)
 
 
-def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """RGB (3, H, W) float32 in [0, 1] of a file, a PIL image, an array or a tensor; the pixels as stored.
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Photo:
+    """An image as it was read.
+
+    image        (3, H, W) float32 in [0, 1], RGB, pixels as stored
+    valid        (H, W) bool, where the source holds numbers; None = everywhere
+    orientation  of its EXIF, 1 to 8, for `upright`
+    notes        what a person should know of how it was read, each a clause about the image
+    """
+
+    image: Tensor
+    valid: Tensor | None = None
+    orientation: int = 1
+    notes: tuple[str, ...] = ()
+
+
+def read_photo(source: ImageSource, *, max_pixels: int = MAX_PIXELS, stretch: Stretch = "auto") -> Photo:
+    """Read a file, a PIL image, an array or a tensor, with all that `read_image` leaves out.
+
+    Raises InputError as `read_image` does.
+    """
+    if isinstance(source, Tensor):
+        return _photo_of(_array_of(source), "the image", stretch)
+    if isinstance(source, np.ndarray):
+        return _photo_of(source, "the image", stretch)
+    if isinstance(source, Image.Image):
+        header = header_of(source)
+        photo = _from_pil(source, header, "the image", (max_pixels, stretch))
+        turned_by_pillow = source.format == "TIFF" and not hasattr(source, "_isinglass_exif")
+        return photo if turned_by_pillow else _with(photo, header)
+    if not isinstance(source, str | os.PathLike):
+        raise InputError(f"an image came as {type(source).__name__}; expected a path, PIL image, numpy array or tensor")
+    name = repr(os.fspath(source))
+    with opened(source) as image:
+        header = header_of(image)
+        photo = _with(_from_pil(image, header, name, (max_pixels, stretch)), header)
+    for note in photo.notes:
+        _log.warning("%s: %s", name, note)
+    return photo
+
+
+def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, stretch: Stretch = "auto") -> Tensor:
+    """Return RGB (3, H, W) float32 in [0, 1] of a file, a PIL image, an array or a tensor; the pixels as stored.
 
     source      path or PIL image: any mode; 16-bit grey keeps its precision; of an animation the current frame
                 (of a file the first); arrays (H, W), (H, W, 1), (H, W, 3), (H, W, 4); tensors (1, H, W), (3, H, W),
                 (4, H, W); of uint8, uint16, bool, or float in [0, 1]
     max_pixels  files with more are refused before they are decoded
+    stretch     "auto": 16-bit values that use under a tenth of their range, as those of 12-bit and thermal sensors,
+                are stretched to all of it, between their percentiles 0.1 and 99.9; "percentile": all values are,
+                whatever number type and range they have; "none": no values are
 
     Alpha is dropped and the colours under it kept, as OpenCV does: blending would draw edges that no camera saw. Give
-    transparent regions as a mask. EXIF turns are not applied: see `exif_orientation` and `upright`.
+    transparent regions as a mask. EXIF turns are not applied: see `exif_orientation` and `upright`. Pixels that are
+    NaN or infinite become the mean of the others; `read_photo` says where they are.
 
-    Raises InputError for whatever cannot be read wholly, such as a truncated file, and for values outside [0, 1].
+    Raises InputError for whatever cannot be read wholly, such as a truncated file, and for floats outside [0, 1] by
+    more than resampling explains.
     """
-    if isinstance(source, Tensor):
-        return _from_tensor(source)
-    if isinstance(source, np.ndarray):
-        return _from_array(source)
-    if isinstance(source, Image.Image):
-        return _from_pil(source, "the image", max_pixels)
-    with _opened(source) as image:
-        return _from_pil(image, f"{os.fspath(source)!r}", max_pixels)
+    return read_photo(source, max_pixels=max_pixels, stretch=stretch).image
 
 
 def read_mask(source: ImageSource, size: tuple[int, int]) -> Tensor:
@@ -70,107 +109,89 @@ def read_mask(source: ImageSource, size: tuple[int, int]) -> Tensor:
 
 
 def exif_orientation(source: ImageSource) -> int:
-    """The EXIF orientation 1 to 8 of a file or PIL image, for `upright`; 1 (as stored) where there is none."""
+    """Return the EXIF orientation 1 to 8 of a file or PIL image, for `upright`; 1 (as stored) where there is none."""
     if isinstance(source, np.ndarray | Tensor):
         return 1
-    with nullcontext(source) if isinstance(source, Image.Image) else _opened(source) as image:
-        try:
-            orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-        except Exception:  # a damaged block of metadata is no reason to refuse the pixels
-            return 1
-    return orientation if orientation in range(1, 9) else 1
+    if isinstance(source, Image.Image):
+        return header_of(source).exif.orientation
+    return read_header(source).exif.orientation
 
 
-@contextmanager
-def _opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
-    """The file at `path`, its header read; Pillow's own limit of pixels, a global, is lifted only for that."""
-    if not isinstance(path, str | os.PathLike):
-        raise InputError(f"an image came as {type(path).__name__}; expected a path, PIL image, numpy array or tensor")
-    name = os.fspath(path)
-    if not Path(path).is_file():
-        what = "is a folder" if Path(path).is_dir() else "does not exist"
-        raise InputError(f"{name!r} {what}; expected an image file. Check the path")
-    if Path(path).stat().st_size == 0:
-        raise InputError(f"{name!r} is an empty file; expected an image. Copy or download it again")
-    with _pillow_lock:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            image = Image.open(path)
-        except Exception as error:
-            raise InputError(
-                f"{name!r} cannot be read as an image ({error}); expected JPEG, PNG, TIFF, WebP or another format "
-                "that Pillow reads. Convert it, or copy it again"
-            ) from error
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-    with image:
-        yield image
+def _with(photo: Photo, header: Header) -> Photo:
+    """The photo with what its header says."""
+    return Photo(
+        image=photo.image,
+        valid=photo.valid,
+        orientation=header.exif.orientation,
+        notes=(*header.notes, *photo.notes),
+    )
 
 
-def _from_pil(image: Image.Image, name: str, max_pixels: int) -> Tensor:
-    width, height = image.size
-    if width * height > max_pixels:
+def _photo_of(array: np.ndarray, name: str, stretch: Stretch, nodata: float | None = None) -> Photo:
+    values = unit_values(array, name, stretch, nodata=nodata)
+    return Photo(
+        image=torch.from_numpy(values.planes).expand(3, -1, -1).contiguous(),
+        valid=None if values.valid is None else torch.from_numpy(values.valid),
+        notes=values.notes,
+    )
+
+
+def _from_pil(image: Image.Image, header: Header, name: str, how: tuple[int, Stretch]) -> Photo:
+    max_pixels, stretch = how
+    nodata = _nodata(image)
+    array = _decoded(load(image, name, max_pixels), name)
+    if array.dtype == np.int32:  # 32 bits, but what writes it mostly holds 16
+        named = header.dtype if header.dtype.startswith(("int", "uint32")) else "int32"
+        array = _of_16_bits(array, f"{name} ({named})", stretch, nodata)
+    return _photo_of(array, name, stretch, nodata)
+
+
+def _of_16_bits(array: np.ndarray, name: str, stretch: Stretch, nodata: float | None) -> np.ndarray:
+    """Integers as uint16 if they fit, as they are if any range will do."""
+    kept = array if nodata is None else array[array != nodata]
+    low, high = (int(kept.min()), int(kept.max())) if kept.size else (0, 0)
+    if stretch == "percentile":
+        return array
+    if low < 0 or high > np.iinfo(np.uint16).max:
         raise InputError(
-            f"{name} has {width} x {height} px, more than max_pixels = {max_pixels}. If it is not a decompression "
-            f"bomb, call read_image(..., max_pixels={width * height})"
+            f"{name} has values from {low} to {high}, as a height map may; expected 0 to 255 or 0 to 65535. Convert it "
+            "to uint8 or uint16, or give stretch='percentile' to stretch what is there"
         )
+    if kept.size < array.size:
+        return np.where(array == nodata, np.nan, array / np.float32(65535)).astype(np.float32)
+    return array.astype(np.uint16)
+
+
+def _nodata(image: Any) -> float | None:
+    """The value that stands for no value, as GDAL writes it into a TIFF."""
     try:
-        array = _decoded(image)
-    except Exception as error:
-        raise InputError(
-            f"{name} cannot be decoded ({error}): it is truncated, damaged, or of a kind that Pillow cannot turn into "
-            f"RGB (mode {image.mode}). Copy it again, or convert it to PNG"
-        ) from error
-    return _from_array(array, name)
+        return float(image.tag_v2[_GDAL_NODATA].strip("\0 "))
+    except Exception:  # no TIFF, no such tag, or no number
+        return None
 
 
-def _decoded(image: Image.Image) -> np.ndarray:
-    if image.mode.startswith("I;16") or image.mode in ("1", "L", "RGB", "RGBA", "F"):
+def _decoded(image: Image.Image, name: str) -> np.ndarray:
+    if image.mode.startswith("I;16") or image.mode in ("1", "L", "RGB", "RGBA", "F", "I"):
         return np.asarray(image)
-    if image.mode == "I":  # 32 bits, but what writes it holds 16
-        array = np.asarray(image)
-        if array.size and (array.min() < 0 or array.max() > np.iinfo(np.uint16).max):
-            raise ValueError(f"32-bit values from {array.min()} to {array.max()}; expected 0 to 65535")
-        return array.astype(np.uint16)
     if image.mode == "La":
         return np.asarray(image.convert("LA").convert("L"))
+    if image.mode == "LAB":  # which Pillow converts only with colour profiles
+        return np.asarray(image.getchannel("L"))
     has_alpha = image.mode in ("RGBa", "LA", "PA") or "transparency" in image.info
-    return np.asarray(image.convert("RGBA" if has_alpha else "RGB"))
+    try:
+        return np.asarray(image.convert("RGBA" if has_alpha else "RGB"))
+    except Exception as error:
+        raise InputError(
+            f"{name} is of mode {image.mode}, which Pillow cannot turn into RGB ({error}). Convert it to PNG"
+        ) from error
 
 
-def _from_tensor(image: Tensor) -> Tensor:
+def _array_of(image: Tensor) -> np.ndarray:
+    """(H, W, C) of a tensor (C, H, W)."""
     if image.ndim != 3 or image.shape[0] not in (1, 3, 4):
         raise InputError(
             f"an image tensor has shape {tuple(image.shape)}; expected one image (1, H, W) or (3, H, W). "
             "Index a batch; permute (H, W, 3), or pass it as a numpy array"
         )
     image = image.detach().cpu().permute(1, 2, 0)
-    return _from_array((image.float() if image.is_floating_point() else image).numpy())
-
-
-def _from_array(array: np.ndarray, name: str = "the image") -> Tensor:
-    array_HWC = array[..., None] if array.ndim == 2 else array
-    if array_HWC.ndim != 3 or array_HWC.shape[2] not in (1, 3, 4) or array_HWC.size == 0:
-        raise InputError(
-            f"{name} has shape {array.shape}; expected (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) with at least one "
-            "pixel. Arrays have channels last; pass channels first as a tensor"
-        )
-    dtype = array.dtype.newbyteorder("=")
-    if dtype not in (np.uint8, np.uint16, np.bool_) and dtype.kind != "f":
-        raise InputError(
-            f"{name} is {dtype}; expected uint8, uint16, bool, or float in [0, 1]. Convert it, for instance with "
-            ".astype('uint8')"
-        )
-    full_scale = float(np.iinfo(dtype).max) if dtype.kind == "u" else 1.0
-    array_HWC = array_HWC[..., :3]
-    low, high = (0.0, 1.0) if dtype.kind != "f" else (float(array_HWC.min()), float(array_HWC.max()))
-    if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):
-        raise InputError(
-            f"{name} is {dtype} with values from {low:g} to {high:g}; expected finite floats in [0, 1]. Divide by the "
-            "largest value of its range (255, 65535), or pass uint8 or uint16"
-        )
-    full_scale = np.float32(np.iinfo(dtype).max if dtype.kind == "u" else 1)
-    planes_CHW = np.empty((array_HWC.shape[2], *array.shape[:2]), dtype=np.float32)
-    np.divide(array_HWC.transpose(2, 0, 1), full_scale, out=planes_CHW, dtype=np.float32)
-    image_CHW = torch.from_numpy(planes_CHW)
-    return (image_CHW.clamp_(0, 1) if dtype.kind == "f" else image_CHW).expand(3, -1, -1).contiguous()
+    return (image.float() if image.is_floating_point() else image).numpy()
