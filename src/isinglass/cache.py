@@ -10,6 +10,7 @@ from typing import Any
 
 from isinglass.errors import InputError
 from isinglass.files import load_features, save_features
+from isinglass.images import reading_version
 from isinglass.pipeline import Pipeline
 from isinglass.types import Features
 
@@ -59,7 +60,10 @@ class FeatureCache:
         """Hex digits. Raises InputError where there is no such file."""
         o = self.pipeline.options
         side = () if o.resize_side == "long" else (o.resize_side,)
+        stretch = () if o.stretch == "auto" else (o.stretch,)  # files made before there was a choice stay good
+        version = reading_version(image)
         how = (o.max_keypoints, o.resize, *side, o.rotation, self.pipeline.tile, o.tile_overlap, o.min_distance)
+        how = (*how, *stretch, version) if version else (*how, *stretch)
         contents = self._hash(image), None if mask is None else self._hash(mask)
         text = repr((contents, str(self.pipeline.extractor.signature), how))
         return hashlib.sha256(text.encode()).hexdigest()

@@ -8,10 +8,10 @@ actors: the next free place anywhere takes the next task, so a node may also com
 
 from __future__ import annotations
 
-import io
 import itertools
 import socket
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +21,7 @@ import torch
 
 from isinglass.errors import InputError, IsinglassError, MissingExtra
 from isinglass.files import PathLike
+from isinglass.images import opened
 from isinglass.ops.attention import agree_on_kernel, fastest_kernel
 from isinglass.ops.threads import use_threads
 from isinglass.options import Options
@@ -199,17 +200,12 @@ def _view(features: FeatureStore, name: str) -> Features | InputError:
 
 
 def _extract(photos: list[tuple[bytes, bytes | None]], order: Order) -> list[Features | InputError]:
-    from PIL import Image
-
     pipeline = _prepared(order)
 
     def one(photo: bytes, mask: bytes | None) -> Features | InputError:
         try:
-            images = [None if content is None else Image.open(io.BytesIO(content)) for content in (photo, mask)]
-            assert images[0] is not None
-            return pipeline.extract(images[0], images[1]).to("cpu")
-        except OSError as error:
-            return InputError(f"it cannot be read as an image ({error}); expected one. Copy it again")
+            with opened(photo) as image, nullcontext() if mask is None else opened(mask) as shown:
+                return pipeline.extract(image, shown).to("cpu")
         except InputError as error:
             return error
 

@@ -22,6 +22,7 @@ class OptionsDict(TypedDict, total=False):
     tile_overlap: int
     memory_mb: int | None
     min_distance: float
+    stretch: Literal["auto", "none", "percentile"]
     adaptive: bool
     filter_threshold: float | None
     ratio: float | None
@@ -48,6 +49,8 @@ class Options:
     memory_mb       MB that one image's extraction, or a batch of pairs, may take beyond models, images and features:
                     larger images are cut into tiles, batches are smaller; None = as fast as can be
     min_distance    px of the resized image; of two keypoints nearer than that the weaker goes
+    stretch         of values to the whole range: "auto" = 16-bit images that use under a tenth of theirs, as 12-bit and
+                    thermal sensors give them; "percentile" = all images, of whatever range; "none" = no image
     adaptive        let matchers that can stop early and drop points do so; False = all layers for all points
     filter_threshold  least score of a match; None = the matcher's own
     ratio           of the matcher "nearest": Lowe's test, say 0.8; None = no test
@@ -67,6 +70,7 @@ class Options:
     tile_overlap: int = 64
     memory_mb: int | None = None
     min_distance: float = 1.0
+    stretch: Literal["auto", "none", "percentile"] = "auto"
     adaptive: bool = True
     filter_threshold: float | None = None
     ratio: float | None = None
@@ -78,6 +82,7 @@ class Options:
         choices = {
             "rotation": ("none", "exif", "auto"),
             "resize_side": ("long", "short"),
+            "stretch": ("auto", "none", "percentile"),
             "precision": ("auto", "float32", "bfloat16", "float16"),
         }
         for name, known in choices.items():

@@ -23,11 +23,11 @@ from isinglass.geometry.robust import RobustResult, estimate
 from isinglass.images import (
     ImageSource,
     View,
-    exif_orientation,
     features_to_original,
     mirrored,
     read_image,
     read_mask,
+    read_photo,
     resized,
     tiles,
     turned,
@@ -47,12 +47,13 @@ ONE_COLOUR = 1e-5  # greatest contrast of an image without any; resizing leaves 
 
 @dataclass(frozen=True, kw_only=True)
 class MatchResult:
-    """Two images' features and their matches, and how long each stage took."""
+    """Two images' features and their matches, how long each stage took, and what is to know of how they were read."""
 
     features0: Features
     features1: Features
     matches: Matches
     timings_ms: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def points0(self) -> Tensor:
@@ -168,7 +169,8 @@ class Pipeline:
         with self.timed("read"), ThreadPoolExecutor(2) as readers:
             view0, view1 = readers.map(self._read, (image0, image1), (mask0, mask1))
         (features0,), candidates = self._extract_turns(view0, (0,)), self._extract_turns(view1, self.turns)
-        return self.match_features([features0], [candidates])[0]
+        notes = tuple(f"image {i}: {note}" for i, view in enumerate((view0, view1)) for note in view.notes)
+        return replace(self.match_features([features0], [candidates])[0], notes=notes)
 
     def match_many(self, features0: Sequence[Features], features1: Sequence[Features]) -> list[Matches]:
         """Matches of many pairs of features, each as `extract` gives them, in ragged batches."""
@@ -204,11 +206,13 @@ class Pipeline:
     # --- from an image to features
 
     def _read(self, image: ImageSource, mask: ImageSource | None) -> View:
-        pixels = read_image(image)
-        size = pixels.shape[2], pixels.shape[1]
-        view = whole(pixels, None if mask is None else read_mask(mask, size))
+        photo = read_photo(image, stretch=self.options.stretch)
+        keep = None if mask is None else read_mask(mask, (photo.image.shape[2], photo.image.shape[1]))
+        if photo.valid is not None:
+            keep = photo.valid if keep is None else keep & photo.valid
+        view = replace(whole(photo.image, keep), notes=photo.notes)
         if self.options.rotation != "none":
-            view = upright(view, exif_orientation(image))
+            view = upright(view, photo.orientation)
         long_side = self.options.resize
         if long_side is not None and self.options.resize_side == "short":
             long_side = round(long_side * max(view.size) / min(view.size))

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import io
-import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
@@ -14,8 +11,10 @@ from PIL import Image
 
 from isinglass.app.settings import Limits
 from isinglass.errors import InputError
+from isinglass.images import load, opened, read_header
+from isinglass.images.formats import kind_of_content
 
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "HEIF", "PPM")
 _STILL = ("MPO",)  # several images that are one photo: phones store a depth or gain map beside it
 _LONGEST_NAME = 80
 _EXPECTED = "expected a photo: JPEG, PNG, WebP, TIFF, BMP or AVIF"
@@ -50,10 +49,9 @@ class Upload:
     def decoded(self) -> Image.Image:
         """The pixels. Raises Refused (422) where the file is damaged."""
         try:
-            with Image.open(io.BytesIO(self.content), formats=_formats()) as image:
-                image.load()
-                return image
-        except Exception as error:
+            with opened(self.content, name=self.name, formats=FORMATS) as image:
+                return load(image, self.name).copy()
+        except InputError as error:
             raise Refused(
                 f"{self.name} cannot be decoded ({error}): it is damaged or cut off; expected a whole image file. "
                 "Copy or save it again",
@@ -73,23 +71,19 @@ def check_upload(content: bytes, name: str, limits: Limits, kind: Literal["photo
     if len(content) > limits.file_bytes:
         raise too_large(name, len(content), limits)
     try:
-        image = Image.open(io.BytesIO(content), formats=_formats())
-    except Image.DecompressionBombError as error:
-        pixels = re.search(r"\d+", str(error))
-        raise _too_many_pixels(name, f"{int(pixels.group()):,} px" if pixels else "very many px", limits) from error
-    except Exception as error:
+        header = read_header(content, name=name, formats=FORMATS)
+    except InputError as error:
         raise _not_an_image(content, name) from error
-    with image:
-        width, height = image.size
-        if width * height > limits.pixels:
-            raise _too_many_pixels(name, f"{width} x {height} px", limits)
-        if image.format not in _STILL and getattr(image, "is_animated", False):
-            raise Refused(
-                f"{name} is a moving picture or holds several pages ({image.format}); {_EXPECTED}, one image a file. "
-                "Save the frame to be matched as PNG",
-                415,
-            )
-    return Upload(name=name, content=content, size=(width, height))
+    width, height = header.size
+    if width * height > limits.pixels:
+        raise _too_many_pixels(name, f"{width} x {height} px", limits)
+    if header.format not in _STILL and header.animated:
+        raise Refused(
+            f"{name} is a moving picture or holds several pages ({header.format}); {_EXPECTED}, one image a file. "
+            "Save the frame to be matched as PNG",
+            415,
+        )
+    return Upload(name=name, content=content, size=header.size)
 
 
 def shown_name(name: str, otherwise: str) -> str:
@@ -110,13 +104,6 @@ def too_large(name: str, size: int, limits: Limits) -> Refused:
     )
 
 
-@functools.cache
-def _formats() -> tuple[str, ...]:
-    """Those of FORMATS that this Pillow reads."""
-    Image.init()
-    return tuple(one for one in FORMATS if one in Image.OPEN)
-
-
 def _too_many_pixels(name: str, size: str, limits: Limits) -> Refused:
     return Refused(
         f"{name} has {size}; expected at most {limits.pixels / 1e6:.0f} megapixels. Make it smaller: matching sees it "
@@ -126,27 +113,13 @@ def _too_many_pixels(name: str, size: str, limits: Limits) -> Refused:
 
 
 def _not_an_image(content: bytes, name: str) -> Refused:
-    head = content[:2048]
-    if re.search(rb"<svg[\s>]", head, re.IGNORECASE):
-        what, remedy = "is an SVG drawing, which has no pixels", "Export it as PNG"
-    elif head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"mif1", b"msf1", b"hevc"):
-        what, remedy = "is a HEIC photo, which is not read here", "Export it as JPEG"
-    elif head[4:8] == b"ftyp" or head.startswith((b"RIFF", b"\x1aE\xdf\xa3")):
-        what, remedy = "is no image, but looks like a video or sound", "Save one frame as PNG"
-    elif head.startswith(b"%PDF"):
-        what, remedy = "is a PDF document", "Export the page as PNG"
-    elif _is_text(head):
-        what, remedy = "is a text file", "Choose a photo"
-    else:
+    kind = kind_of_content(content[:2048])
+    if kind is None:
         what, remedy = "is no image, damaged, or of a kind that is not read here", "Convert it to PNG, or copy it again"
+    elif kind[0] == "heif":
+        what, remedy = "is a HEIC photo, which is not read here", "Export it as JPEG"
+    elif kind[0] == "video":
+        what, remedy = "is no image, but looks like a video or sound", "Save one frame as PNG"
+    else:
+        what, remedy = f"is {kind[1]}", f"{kind[2][0].upper()}{kind[2][1:]}"
     return Refused(f"{name} {what}; {_EXPECTED}. {remedy}", 415)
-
-
-def _is_text(head: bytes) -> bool:
-    try:
-        text = head.decode("utf-8")
-    except UnicodeDecodeError as error:
-        if error.start < len(head) - 3:
-            return False
-        text = head[: error.start].decode("utf-8")
-    return all(letter.isprintable() or letter in "\t\r\n" for letter in text)

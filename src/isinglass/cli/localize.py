@@ -153,14 +153,13 @@ class _Camera:
         self.model, self.parameters = model, camera_numbers(parameters)
 
     def __call__(self, name: str) -> Any:
-        from PIL import Image
-
+        from isinglass.errors import InputError
+        from isinglass.images import read_header
         from isinglass.sfm.colmap import camera_of
 
         try:
-            with Image.open(name) as image:
-                size = image.size
-        except OSError:
+            size = read_header(name).size
+        except InputError:
             return None  # it is reported as what cannot be read
         return camera_of(self.model, size, self.parameters)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
 
 from isinglass.datasets.pairs import Depth, EvalPair, Floats
 from isinglass.errors import InputError
 from isinglass.geometry.camera import covisible
+from isinglass.images import load, opened
 
 UNMATCHABLE, IGNORED = -1, -2
 
@@ -57,9 +57,9 @@ def covisible_indices(
 def read_depth(depth: Depth) -> Floats:
     """(H, W) metres along the optical axis, 0 = unknown. Raises InputError for what is no image of one channel."""
     try:
-        with Image.open(depth.file) as image:
-            values = np.asarray(image)
-    except (OSError, ValueError) as error:
+        with opened(depth.file) as image:
+            values = np.asarray(load(image, repr(str(depth.file))))
+    except InputError as error:
         raise InputError(f"{str(depth.file)!r} cannot be read as a depth image ({error}); copy it again") from error
     if values.ndim != 2:
         raise InputError(f"{str(depth.file)!r} has shape {values.shape}; expected a depth image of one channel")

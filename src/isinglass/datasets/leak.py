@@ -21,6 +21,7 @@ from isinglass.datasets.layout import PathLike, image_files, read_text
 from isinglass.datasets.pairs import Benchmark
 from isinglass.errors import InputError
 from isinglass.files import write_atomically
+from isinglass.images import load, opened
 
 BITS = 128  # of the hash of a picture
 MAX_BITS = 10  # that may differ
@@ -119,9 +120,9 @@ def _fingerprint(file: Path, name: str) -> Fingerprint:
         return Fingerprint(name=name)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     try:
-        with Image.open(file) as image:
-            return Fingerprint(name=name, sha256=digest, picture=picture_hash(image))
-    except (OSError, ValueError, Image.DecompressionBombError):
+        with opened(file) as image:
+            return Fingerprint(name=name, sha256=digest, picture=picture_hash(load(image, str(file))))
+    except (OSError, ValueError):  # and InputError
         return Fingerprint(name=name, sha256=digest)
 
 

@@ -26,7 +26,7 @@ from isinglass.datasets.pairs import Benchmark, EvalPair, Floats
 from isinglass.datasets.views import TO_CORNERS, Shape, middle, random_view, shift, turn, zoom
 from isinglass.errors import InputError
 from isinglass.files import write_atomically
-from isinglass.images import read_image
+from isinglass.images import read_header, read_image
 
 Photos = PathLike | Sequence[Path]
 View = tuple[Floats, Shape]
@@ -150,11 +150,7 @@ class _Photo:
     @cached_property
     def size(self) -> Shape:
         """(width, height) px. Raises InputError where it is no image, or too small to cut a view from."""
-        try:
-            with Image.open(self.path) as image:
-                size = image.size
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise InputError(f"{str(self.path)!r} cannot be read as an image ({error})") from error
+        size = read_header(self.path).size
         if min(size) < _MIN_SIDE_PX:
             raise InputError(f"{str(self.path)!r} is {size[0]} x {size[1]} px; expected at least {_MIN_SIDE_PX} px")
         return size

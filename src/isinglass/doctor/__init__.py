@@ -57,6 +57,7 @@ def diagnose(
     findings = [
         checks.signature(base),
         checks.values(base.features),
+        *checks.reading(pair.notes),
         checks.exposure(pair.seen),
         checks.sharpness(pair.seen, pair.sides_px),
         checks.keypoints(base.features, flat, pipeline.options),

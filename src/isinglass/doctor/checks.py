@@ -59,6 +59,14 @@ def values(features: Sequence[Features]) -> Finding:
     return Finding(check="values", status="problem", measured="; ".join(broken), advice=advice)
 
 
+def reading(notes: Sequence[str]) -> list[Finding]:
+    """How the images were read, where that is worth a word."""
+    if not notes:
+        return []
+    advice = 'Look at the images as they were read: stretch="none" (--stretch none) leaves values as they are.'
+    return [Finding(check="reading", status="warning", measured="; ".join(notes), advice=advice)]
+
+
 def coordinates(features: Sequence[Features]) -> Finding:
     """Whether keypoints can be pixels of their images."""
     wrong = [f"image {i}: {text}" for i, one in enumerate(features) if (text := _misplaced(one))]

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 CHECKS = (  # in the order of the report; of several problems the verdict names the first
-    *("signature", "values", "coordinates", "exposure", "keypoints", "rotation", "scale", "threshold", "overlap"),
-    *("geometry", "matching", "sharpness"),
+    *("signature", "reading", "values", "coordinates", "exposure", "keypoints", "rotation", "scale", "threshold"),
+    *("overlap", "geometry", "matching", "sharpness"),
 )
 Status = Literal["ok", "warning", "problem"]
 POOR_INLIERS = 30  # under this a pair is poor: twice what a geometry needs to be believed

@@ -12,7 +12,7 @@ from torch import Tensor
 from isinglass.doctor.report import POOR_INLIERS
 from isinglass.errors import InputError, MissingExtra
 from isinglass.geometry.robust import estimate
-from isinglass.images import ImageSource, read_image, resized, whole
+from isinglass.images import ImageSource, read_photo, resized, whole
 from isinglass.pipeline import CHEAP_KEYPOINTS, Pipeline
 from isinglass.types import Features, Matcher, Matches
 
@@ -127,7 +127,9 @@ class Pair:
         masks: tuple[ImageSource | None, ImageSource | None] = (None, None),
     ) -> None:
         self.images, self.pipeline, self.masks = images, pipeline, masks
-        views = [whole(read_image(one)) for one in images]
+        photos = [read_photo(image, stretch=pipeline.options.stretch) for image in images]
+        self.notes = [f"image {i}: {note}" for i, photo in enumerate(photos) for note in photo.notes]
+        views = [whole(photo.image) for photo in photos]
         self.sides_px = [max(one.size) for one in views]
         self.seen = [resized(one, pipeline.options.resize).image.mean(dim=0) for one in views]  # (H, W) brightness
         self.known: dict[tuple[int, int], list[Features]] = {}

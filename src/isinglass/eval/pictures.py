@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from isinglass.errors import InputError
 from isinglass.eval.runs import Run
 from isinglass.files import load_matches
-from isinglass.images import read_image
+from isinglass.images import opened, read_image
 from isinglass.viz import plot_matches
 
 if TYPE_CHECKING:
@@ -107,7 +106,8 @@ def _jpeg_of_axes(figure: Figure) -> bytes:
     dpi = min(_WIDTH_PX / (box.width * width_in), _HEIGHT_PX / (box.height * height_in))
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=dpi, facecolor=_BETWEEN, pil_kwargs={"compress_level": 1})
-    drawn = Image.open(content).convert("RGB")
+    with opened(content.getvalue()) as image:
+        drawn = image.convert("RGB")
     width, height = drawn.size
     left, upper = round(box.x0 * width), round((1 - box.y1) * height)
     right, lower = round(box.x1 * width), round((1 - box.y0) * height)

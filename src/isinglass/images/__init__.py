@@ -16,8 +16,16 @@ if TYPE_CHECKING:
         readable_suffixes,
         remedy,
     )
-    from isinglass.images.header import Header, header_of, opened, read_header
-    from isinglass.images.reading import ImageSource, Photo, exif_orientation, read_image, read_mask, read_photo
+    from isinglass.images.header import Header, header_of, load, opened, read_header
+    from isinglass.images.reading import (
+        ImageSource,
+        Photo,
+        exif_orientation,
+        read_image,
+        read_mask,
+        read_photo,
+        reading_version,
+    )
     from isinglass.images.values import Stretch
     from isinglass.images.views import (
         View,
@@ -35,8 +43,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "exif": ("Exif",),
     "formats": ("IMAGE_SUFFIXES", "MAX_PIXELS", "READABLE_SUFFIXES", "REMEDIES", "readable_suffixes", "remedy"),
-    "header": ("Header", "header_of", "opened", "read_header"),
-    "reading": ("ImageSource", "Photo", "exif_orientation", "read_image", "read_mask", "read_photo"),
+    "header": ("Header", "header_of", "load", "opened", "read_header"),
+    "reading": ("ImageSource", "Photo", "exif_orientation", "read_image", "read_mask", "read_photo", "reading_version"),
     "values": ("Stretch",),
     "views": (
         "View",
@@ -67,6 +75,7 @@ __all__ = [
     "exif_orientation",
     "features_to_original",
     "header_of",
+    "load",
     "mirrored",
     "opened",
     "points_to_original",
@@ -75,6 +84,7 @@ __all__ = [
     "read_mask",
     "read_photo",
     "readable_suffixes",
+    "reading_version",
     "remedy",
     "resized",
     "tiles",

@@ -57,9 +57,14 @@ class Header:
         return self.dtype not in ("uint8", "bool")
 
 
-def read_header(source: str | os.PathLike[str] | bytes, *, name: str | None = None) -> Header:
-    """Return the header of an image file or its content. Damaged metadata never fails; InputError for no image."""
-    with opened(source, name=name) as image:
+def read_header(
+    source: str | os.PathLike[str] | bytes, *, name: str | None = None, formats: Sequence[str] | None = None
+) -> Header:
+    """Return the header of an image file or its content; `name` and `formats` as for `opened`.
+
+    Damaged metadata never fails. Raises InputError for what is no image.
+    """
+    with opened(source, name=name, formats=formats) as image:
         return header_of(image)
 
 

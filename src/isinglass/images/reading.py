@@ -99,13 +99,24 @@ def read_mask(source: ImageSource, size: tuple[int, int]) -> Tensor:
             raise InputError(f"the mask is {values.dtype} {values.shape} or holds NaN; expected numbers (H, W)")
         mask = torch.from_numpy(values != 0)
     else:
-        mask = (read_image(source) > 0).any(dim=0)
+        mask = (read_image(source, stretch="none") > 0).any(dim=0)
     if (mask.shape[1], mask.shape[0]) != tuple(size):
         raise InputError(
             f"the mask is {mask.shape[1]} x {mask.shape[0]} px, its image {size[0]} x {size[1]}; expected the same "
             "size, in the pixels as stored (before any EXIF turn). Resize the mask with nearest neighbours"
         )
     return mask
+
+
+def reading_version(path: str | os.PathLike[str]) -> str:
+    """Return what a key of an image's features holds beside the file's content: "" for images of 8 bits.
+
+    How deeper values become floats has changed; features of before must not be taken for those of now.
+    """
+    try:
+        return "values-1" if read_header(path).deep else ""
+    except InputError:  # which is reported when it is read
+        return ""
 
 
 def exif_orientation(source: ImageSource) -> int:

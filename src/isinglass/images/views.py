@@ -30,12 +30,14 @@ class View:
     to_original    (2, 3) float64: pixels (x, y, 1) of the view to pixels (x, y) of the original
     original_size  (width, height) px
     mask           (H, W) bool, True = keep; None = all
+    notes          what a person should know of how the image was read
     """
 
     image: Tensor
     to_original: Tensor
     original_size: tuple[int, int]
     mask: Tensor | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def size(self) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from isinglass.errors import InputError
 from isinglass.files import PathLike
-from isinglass.images import IMAGE_SUFFIXES
+from isinglass.images import IMAGE_SUFFIXES, reading_version
 from isinglass.pipeline import Pipeline
 from isinglass.sfm.progress import Tell
 from isinglass.sfm.store import FeatureStore, check_name
@@ -53,6 +53,7 @@ def image_names(folder: PathLike) -> list[str]:
 def feature_settings(pipeline: Pipeline) -> str:
     """What features depend on beside photo, mask and extractor, as a store's `settings`."""
     o = pipeline.options
+    stretch = {} if o.stretch == "auto" else {"stretch": o.stretch}  # stores made before there was a choice stay good
     return json.dumps(
         {
             "max_keypoints": o.max_keypoints,
@@ -62,6 +63,7 @@ def feature_settings(pipeline: Pipeline) -> str:
             "tile": pipeline.tile,
             "tile_overlap": None if pipeline.tile is None else o.tile_overlap,
             "min_distance": o.min_distance,
+            **stretch,
         }
     )
 
@@ -123,7 +125,9 @@ class Extraction:
             photo, mask = self.photos / name, self._mask(name)
             try:
                 check_name(name)
+                version = reading_version(photo)
                 digest = "+".join(_sha256(file) for file in (photo, mask) if file is not None)
+                digest += f"+{version}" if version else ""
             except (OSError, InputError) as error:
                 self._problem(name, f"{name!r} or its mask cannot be read ({error})")
                 continue

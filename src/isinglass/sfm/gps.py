@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags
 
 from isinglass.datasets.pairs import Floats
 from isinglass.errors import InputError, MissingExtra
 from isinglass.files.atomic import PathLike
+from isinglass.images import read_header
+from isinglass.images.exif import number
 
 _GPS = ExifTags.GPS
+_LOWEST_M, _HIGHEST_M = -11_000.0, 50_000.0  # the deepest trench, and balloons
+_log = logging.getLogger(__name__)
 
 
 def positions(photos: PathLike, names: Sequence[str]) -> tuple[dict[str, Floats], dict[str, str]]:
@@ -38,21 +43,38 @@ def geodetic(file: PathLike) -> tuple[float, float, float]:
     Raises InputError where the file holds no position that makes sense.
     """
     try:
-        with Image.open(file) as opened:
-            tags: Mapping[int, Any] = opened.getexif().get_ifd(ExifTags.IFD.GPSInfo)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        tags = read_header(file).exif.gps
+    except InputError as error:
         raise InputError(f"{str(file)!r} cannot be read ({error})") from error
     if not {_GPS.GPSLatitude, _GPS.GPSLongitude} <= set(tags):
         raise InputError(f"{str(file)!r} has no GPS position in its EXIF")
     if _text(tags.get(_GPS.GPSStatus)) == "V":
         raise InputError(f"{str(file)!r} says that its GPS had no fix")
-    latitude = _degrees(tags[_GPS.GPSLatitude]) * (-1 if _text(tags.get(_GPS.GPSLatitudeRef)) == "S" else 1)
-    longitude = _degrees(tags[_GPS.GPSLongitude]) * (-1 if _text(tags.get(_GPS.GPSLongitudeRef)) == "W" else 1)
+    north = _sign(tags, _GPS.GPSLatitudeRef, "NS")
+    east = _sign(tags, _GPS.GPSLongitudeRef, "EW")
+    if north is None or east is None:
+        raise InputError(f"{str(file)!r} has a GPS position that does not say of which hemisphere")
+    latitude, longitude = _degrees(tags[_GPS.GPSLatitude]) * north, _degrees(tags[_GPS.GPSLongitude]) * east
     if not (abs(latitude) <= 90 and abs(longitude) <= 180) or latitude == longitude == 0:
         raise InputError(f"{str(file)!r} has the GPS position {latitude}, {longitude}, which is none")
-    altitude = _number(tags.get(_GPS.GPSAltitude))
-    below = tags.get(_GPS.GPSAltitudeRef) in (1, b"\x01", 3, b"\x03")  # 3: below the ellipsoid, Exif 3.0
-    return latitude, longitude, -altitude if below else altitude
+    return latitude, longitude, _altitude(tags)
+
+
+def _sign(tags: Mapping[int, Any], reference: int, letters: str) -> int | None:
+    """Return 1 for the first and -1 for the second of two hemispheres, None where the tags name neither."""
+    letter = _text(tags.get(reference))
+    return None if not letter or letter not in letters else 1 - 2 * letters.index(letter)
+
+
+def _altitude(tags: Mapping[int, Any]) -> float:
+    """Return m above the sea, NaN where it is not known or is that of no photo."""
+    altitude = number(tags.get(_GPS.GPSAltitude))
+    if tags.get(_GPS.GPSAltitudeRef) in (1, b"\x01", 3, b"\x03"):  # 3: below the ellipsoid, Exif 3.0
+        altitude = -altitude
+    if math.isfinite(altitude) and not _LOWEST_M <= altitude <= _HIGHEST_M:
+        _log.warning("a GPS altitude of %g m is not plausible and was not used", altitude)
+        return math.nan
+    return altitude
 
 
 def to_local(places: Mapping[str, tuple[float, float, float]]) -> dict[str, Floats]:
@@ -72,19 +94,11 @@ def to_local(places: Mapping[str, tuple[float, float, float]]) -> dict[str, Floa
 
 
 def _degrees(value: Any) -> float:
-    """Of degrees, minutes and seconds, the last of which may be missing; NaN where they make no sense."""
-    parts = [_number(part) for part in value] if isinstance(value, Sequence) else [_number(value)]
-    if not 1 <= len(parts) <= 3:
+    """Return degrees of degrees, minutes and seconds, the last of which may be missing; NaN for nonsense."""
+    parts = [number(part) for part in value] if isinstance(value, tuple | list) else [number(value)]
+    if not 1 <= len(parts) <= 3 or not all(0 <= part <= 60 for part in parts[1:]):
         return math.nan
     return sum(part / 60**k for k, part in enumerate(parts))
-
-
-def _number(value: Any) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError, ZeroDivisionError):
-        return math.nan
-    return number if math.isfinite(number) else math.nan
 
 
 def _text(value: Any) -> str:

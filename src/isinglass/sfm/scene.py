@@ -16,6 +16,7 @@ from isinglass.datasets.pairs import Floats
 from isinglass.datasets.posed import COLMAP_CENTRE
 from isinglass.errors import InputError
 from isinglass.files import PathLike
+from isinglass.images import load, opened
 from isinglass.sfm.colmap import Project
 from isinglass.sfm.reconstruct import read_model
 
@@ -118,9 +119,9 @@ class Scene:
         if self.photos is None:
             return None
         try:
-            with Image.open(self.photos / self.cameras[i].name) as image:
+            with opened(self.photos / self.cameras[i].name) as image:
                 image.draft("RGB", (longest_px, longest_px))
-                picture = image.convert("RGB")
+                picture = load(image, self.cameras[i].name).convert("RGB")
         except Exception:  # whatever the decoders raise: the map can be looked at without that photo
             return None
         picture.thumbnail((longest_px, longest_px))

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from isinglass.datasets.covisible import read_depth
@@ -26,7 +25,7 @@ from isinglass.datasets.pairs import Depth, Floats
 from isinglass.errors import InputError, MissingExtra
 from isinglass.files import load_features, save_features, write_atomically
 from isinglass.geometry.camera import Covisible, covisible, is_rotation, sample_depth
-from isinglass.images import exif_orientation, features_to_original, read_image, resized, upright, whole
+from isinglass.images import features_to_original, read_header, read_photo, reading_version, resized, upright, whole
 from isinglass.ops.threads import for_each, in_team
 from isinglass.train.batch import PairBatch, stacked
 from isinglass.train.labels import Landing, targets
@@ -119,11 +118,7 @@ def usable(
 
 def size_of(file: Path) -> tuple[int, int]:
     """(width, height) px of an image, by its header. Raises InputError where that cannot be read."""
-    try:
-        with Image.open(file) as opened:
-            return opened.size
-    except (OSError, Image.DecompressionBombError) as error:
-        raise InputError(f"{str(file)!r} cannot be read as an image ({error}); expected one. Copy it again") from error
+    return read_header(file).size
 
 
 def _check_files(image: PosedImage) -> None:
@@ -203,7 +198,7 @@ class StoredFeatures:
     def key(self, file: Path) -> str:
         """Hex digits of all that the features follow from: the file's content, the extractor, the options."""
         if file not in self._keys:
-            content = hashlib.sha256(file.read_bytes()).hexdigest()
+            content = hashlib.sha256(file.read_bytes()).hexdigest() + reading_version(file)
             self._keys[file] = digest_of(content, str(self.signature), self.max_keypoints, self.long_side)
         return self._keys[file]
 
@@ -236,8 +231,10 @@ class StoredFeatures:
 
     @torch.inference_mode()
     def _make(self, file: Path, path: Path) -> None:
-        view = resized(upright(whole(read_image(file)), exif_orientation(file)), self.long_side, only_shrink=True)
-        found = self.extractor.extract(view.image[None].to(self.device))[0].to("cpu").top(self.max_keypoints)
+        photo = read_photo(file)
+        view = resized(upright(whole(photo.image, photo.valid), photo.orientation), self.long_side, only_shrink=True)
+        mask = None if view.mask is None else view.mask[None].to(self.device)
+        found = self.extractor.extract(view.image[None].to(self.device), mask)[0].to("cpu").top(self.max_keypoints)
         save_features(path, features_to_original(view, found), half=True)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from isinglass.datasets.layout import PathLike, existing_folder, image_files
 from isinglass.datasets.views import TO_CORNERS, Floats, Shape, middle, random_view
 from isinglass.errors import InputError
-from isinglass.images import read_image
+from isinglass.images import read_image, reading_version
 from isinglass.ops.threads import for_each, in_team
 
 DECODED_PHOTOS = 64  # kept in memory
@@ -119,7 +119,7 @@ def _digest_of_photo(file: Path) -> str:
     height, width = read_image(file).shape[1:]
     if min(height, width) < MIN_SIDE_PX:
         raise InputError(f"{file} is {width} x {height} px; expected {MIN_SIDE_PX}")
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    return hashlib.sha256(file.read_bytes()).hexdigest() + reading_version(file)
 
 
 def between(view0: Floats, view1: Floats) -> Floats:
