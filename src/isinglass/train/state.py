@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from isinglass.errors import WeightsError
 from isinglass.matchers.lightglue import LightGlue
 from isinglass.matchers.superglue import SuperGlue
-from isinglass.weights.checkpoint import TrainingState, read_training_state, save_checkpoint
+from isinglass.weights.checkpoint import TrainingState, load_strictly, read_training_state, save_checkpoint
 
 LICENCE = "Apache-2.0"  # of what people train with this; their photos' licences are theirs to know
 MAY_CHANGE = ("steps", "validate_every", "validation_pairs", "save_every", "log_every", "notes")  # of a run's config
@@ -68,22 +68,35 @@ def save_run(run: Run, path: Path, about: Mapping[str, Any], *, plain: nn.Module
 
 
 def resume_run(run: Run, path: Path, about: Mapping[str, Any]) -> None:
-    """Set everything to what the file says. Raises WeightsError where it is of another run than `about` tells."""
+    """Set everything to what the file says. Raises WeightsError where it is damaged, or of another run than `about`."""
     kept = read_training_state(path)
     for name in ("config", "data", "validation_data"):
-        if differing := _difference(kept.about[name], about[name]):
+        if differing := _difference(kept.about.get(name), about[name]):
             raise WeightsError(f"{path} is of another run: its {name} {differing}. Choose another folder to begin anew")
     for module, prefix in ((run.model, "weights/"), (run.mean, "mean/")):
-        module.load_state_dict(_under(kept.tensors, prefix))
+        load_strictly(module, _under(kept.tensors, prefix), f"{path} ({prefix.rstrip('/')})")
+    progress = _progress_of(kept.about, path)
     moments = {moment: _under(kept.tensors, f"{moment}/") for moment in MOMENTS}
     for name, parameter in run.model.named_parameters():
-        if name in moments[MOMENTS[0]]:
-            run.optimizer.state[parameter] = {
-                "step": torch.tensor(float(kept.about["progress"]["updates"])),
-                **{moment: moments[moment][name].to(parameter.device) for moment in MOMENTS},
-            }
-    for name, value in kept.about["progress"].items():
+        values = [moments[moment].get(name) for moment in MOMENTS]
+        if all(value is None for value in values):
+            continue
+        if any(value is None or value.shape != parameter.shape or not value.is_floating_point() for value in values):
+            raise WeightsError(f"{path} is damaged: the optimiser's moments of {name} do not fit. Get it again")
+        run.optimizer.state[parameter] = {
+            "step": torch.tensor(float(progress.updates)),
+            **{moment: moments[moment][name].to(parameter.device) for moment in MOMENTS},
+        }
+    for name, value in asdict(progress).items():
         setattr(run.progress, name, value)
+
+
+def _progress_of(about: Mapping[str, Any], path: Path) -> Progress:
+    """Return the counts that a file has. Raises WeightsError where they are none."""
+    told, known = about.get("progress"), asdict(Progress())
+    if not isinstance(told, dict) or any(name not in known or type(told[name]) not in (int, float) for name in told):
+        raise WeightsError(f"{path} is damaged: its progress is {str(told)[:80]!r}. Get it again")
+    return Progress(**told)
 
 
 def made_by() -> dict[str, str | None]:

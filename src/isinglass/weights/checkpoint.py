@@ -2,32 +2,29 @@
 
 Ours is a safetensors file whose metadata say what it is. Of others are read: .pth and .pt state dicts, the .tar files
 of glue-factory, and safetensors of the transformers classes. Nothing in a file is ever run: pickles are read by
-torch's reader of plain weights only.
+torch's reader of plain weights only. Reading is in `isinglass.weights.reading`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from isinglass.errors import WeightsError
 from isinglass.weights.convert import FORMATS, State, find, infer_config
 from isinglass.weights.fetch import file_sha256
+from isinglass.weights.reading import TRAINING, encode_safetensors, read_file, shown
 from isinglass.weights.records import known_file
 
-METADATA = "isinglass"  # the key of our JSON in a safetensors file
 FORMAT = 1
-_TRAINING = "train/"  # before the names of what only training needs
+_FACTS = {"model": str, "config": dict, "name": str, "licence": str, "trained_on": str, "accepts": list | None}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,9 +57,9 @@ def read_checkpoint(path: Path | str, model: str | None = None) -> Checkpoint:
     Raises WeightsError where the file cannot be read or does not hold such a model.
     """
     path = Path(path)
-    tensors, metadata = _read_file(path)
+    tensors, metadata = read_file(path)
     digest = file_sha256(path)
-    checkpoint = _own(tensors, metadata, path, digest) if metadata else _foreign(tensors, model, path, digest)
+    checkpoint = _foreign(tensors, model, path, digest) if metadata is None else _own(tensors, metadata, path, digest)
     if model not in (None, checkpoint.model):
         raise WeightsError(f"{path} holds {checkpoint.model} as {checkpoint.origin} writes it; expected {model}")
     return checkpoint
@@ -71,8 +68,15 @@ def read_checkpoint(path: Path | str, model: str | None = None) -> Checkpoint:
 def _own(state: State, metadata: Mapping[str, Any], path: Path, digest: str) -> Checkpoint:
     """By what our metadata say. JSON has lists where a Config has tuples."""
     if metadata.get("format") != FORMAT:
-        raise WeightsError(f"{path} is of another version of Isinglass: its metadata are {metadata}; update Isinglass")
+        told = shown(repr(metadata.get("format")))
+        raise WeightsError(f"{path} is of another version of Isinglass: its format is {told}; update Isinglass")
+    for name, kind in _FACTS.items():
+        if name not in metadata or not isinstance(metadata[name], kind):
+            told = shown(repr(metadata.get(name)))
+            raise WeightsError(f"{path} is damaged: its metadata have the {name} {told}. Get it again")
     accepts = metadata["accepts"]
+    if not all(isinstance(name, str) for name in accepts or ()):
+        raise WeightsError(f"{path} is damaged: it accepts {shown(repr(accepts))}, expected names. Get it again")
     return Checkpoint(
         state=state,
         model=metadata["model"],
@@ -96,13 +100,22 @@ def _foreign(tensors: State, model: str | None, path: Path, digest: str) -> Chec
             f"one of {known} as its authors, glue-factory, transformers or Isinglass write it"
         )
     form, part = found
-    state = form.convert(part)
+    try:
+        state = form.convert(part)
+        config = infer_config(form.model, state)
+    except WeightsError:
+        raise
+    except Exception as error:  # names and shapes that no such model has
+        raise WeightsError(
+            f"{path} has a part of {form.model} as {form.origin} writes it, but not all of it, or not in its shapes "
+            f"({type(error).__name__}: {shown(str(error))}). Get it again"
+        ) from error
     published = known_file(path.name, digest, form.model)
     return Checkpoint(
         state=state,
         model=form.model,
         origin=form.origin,
-        config={**infer_config(form.model, state), **(published.config if published else {})},
+        config={**config, **(published.config if published else {})},
         name=published.name if published else path.stem,
         weights_id=digest[:12],
         accepts=published.accepts if published else None,
@@ -144,12 +157,12 @@ def save_checkpoint(
     if training is not None:
         metadata["training"] = training.about
         state |= {
-            f"{_TRAINING}{key}": value.detach().cpu().contiguous().clone() for key, value in training.tensors.items()
+            f"{TRAINING}{key}": value.detach().cpu().contiguous().clone() for key, value in training.tensors.items()
         }
     part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(safetensors.torch.save(state, {METADATA: json.dumps(metadata)}))
+        part.write_bytes(encode_safetensors(state, metadata))
         part.replace(path)
     except OSError as error:
         raise WeightsError(f"cannot write {path}: {error}. Make room, or choose a folder you may write to") from error
@@ -160,15 +173,22 @@ def save_checkpoint(
 
 def read_training_state(path: Path | str) -> TrainingState:
     """What `save_checkpoint` was given as `training`. Raises WeightsError where the file has none."""
-    tensors, metadata = _read_file(Path(path), training=True)
-    if "training" not in metadata:
+    tensors, metadata = read_file(Path(path), training=True)
+    about = None if metadata is None else metadata.get("training")
+    if not isinstance(about, dict):
         raise WeightsError(f"{path} has weights alone; expected a checkpoint that training goes on from")
-    of_training = {key.removeprefix(_TRAINING): value for key, value in tensors.items() if key.startswith(_TRAINING)}
-    return TrainingState(tensors=of_training, about=metadata["training"])
+    of_training = {key.removeprefix(TRAINING): value for key, value in tensors.items() if key.startswith(TRAINING)}
+    return TrainingState(tensors=of_training, about=about)
 
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: object) -> None:
-    """Load all parameters and buffers of `model`. Raises WeightsError, with a report, unless names and shapes agree."""
+    """Load all parameters and buffers of `model`. Raises WeightsError where `check_fits` does."""
+    check_fits(model, state, source)
+    model.load_state_dict(dict(state))
+
+
+def check_fits(model: nn.Module, state: Mapping[str, Tensor], source: object) -> None:
+    """Raise WeightsError, with a report, unless names and shapes agree, and the numbers are of the model's kind."""
     wanted = model.state_dict()
     # a count of batches that only a trainer without momentum would use; files of before 2018 lack it
     missing = [key for key in wanted if key not in state and not key.endswith(".num_batches_tracked")]
@@ -179,8 +199,19 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: object)
         for key in common
         if state[key].shape != wanted[key].shape
     ]
-    spoilt = [key for key in common if not math.isfinite(state[key].sum(dtype=torch.float64))]
-    kinds = {"missing": missing, "foreign": foreign, "of another shape": misshaped, "with NaN or infinity": spoilt}
+    mistyped = [
+        f"{key} {str(state[key].dtype).removeprefix('torch.')}"
+        for key in common
+        if not _is_castable(state[key].dtype, wanted[key].dtype)
+    ]
+    spoilt = [key for key in common if not mistyped and not _is_finite(state[key], wanted[key].dtype)]
+    kinds = {
+        "missing": missing,
+        "foreign": foreign,
+        "of another shape": misshaped,
+        "of another type": mistyped,
+        "with NaN or infinity": spoilt,
+    }
     report = "; ".join(f"{len(keys)} {kind} ({_some(keys)})" for kind, keys in kinds.items() if keys)
     if report:
         what = type(model).__name__
@@ -188,66 +219,25 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: object)
             hint = f"No name agrees: the file is of another model than {what}"
         elif misshaped and not (missing or foreign):
             hint = f"{what} was configured for other sizes: leave out options such as widths and layers"
+        elif mistyped:
+            hint = "Weights are float32, float16, bfloat16 or float64, and counts are integers: save them as such"
         else:
             hint = f"The file is of another variant of {what}, or not whole"
         raise WeightsError(f"{source} does not fit {what}. Keys: {report}. {hint}")
-    model.load_state_dict(dict(state))
 
 
-# --- reading files
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
-def _read_file(path: Path, *, training: bool = False) -> tuple[State, dict[str, Any]]:
-    """All tensors of a file, nested names joined by dots, and our metadata if it has them.
-
-    What only training needs is left out unless it is asked for.
-    """
-    if not path.is_file():
-        raise WeightsError(f"there is no file {path}; expected a checkpoint")
-    try:
-        with path.open("rb") as file:
-            head = file.read(9)
-        if len(head) == 9 and head.endswith(b"{"):  # safetensors: 8 bytes of length, then JSON
-            with safetensors.safe_open(path, framework="pt") as archive:
-                metadata = json.loads((archive.metadata() or {}).get(METADATA, "{}"))
-                keys = [key for key in archive.keys() if training or not key.startswith(_TRAINING)]  # noqa: SIM118
-                return {key: archive.get_tensor(key) for key in keys}, metadata
-        with torch.serialization.safe_globals(_numpy_scalars()):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen kinds on a damaged file
-        first = str(error).strip().split("\n", maxsplit=1)[0][:200]
-        raise WeightsError(
-            f"{path} ({path.stat().st_size} bytes) cannot be read as a checkpoint: {type(error).__name__}: {first}. "
-            f"{_remedy(str(error))}"
-        ) from error
-    return dict(_flat(content)), {}
+def _is_castable(dtype: torch.dtype, wanted: torch.dtype) -> bool:
+    return dtype == wanted or any(dtype in kind and wanted in kind for kind in (_FLOATS, _INTEGERS))
 
 
-def _remedy(message: str) -> str:
-    if "Unsupported global" in message or "GLOBAL" in message:
-        return (
-            "It holds Python objects, which could run code, besides weights: where you trust it, load it where it "
-            "was made and save only the weights, torch.save(model.state_dict(), path)"
-        )
-    return "It is damaged, cut short or no checkpoint at all: get it again"
-
-
-def _flat(content: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    if isinstance(content, Tensor):
-        yield prefix.removesuffix("."), content
-    elif isinstance(content, Mapping):
-        for key, value in content.items():
-            yield from _flat(value, f"{prefix}{key}.")
-
-
-def _numpy_scalars() -> list[Any]:
-    """What numpy numbers among a trainer's notes need; they run nothing."""
-    import numpy as np
-    from numpy._core.multiarray import scalar
-
-    dtypes = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.bool_)]
-    return [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")] + [np.dtype, *dtypes]
+def _is_finite(value: Tensor, wanted: torch.dtype) -> bool:
+    """As the dtype that it is loaded as."""
+    return not wanted.is_floating_point or math.isfinite(value.to(wanted).sum(dtype=torch.float64))
 
 
 def _some(keys: Sequence[str]) -> str:
-    return ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
+    return ", ".join(map(shown, keys[:3])) + (", ..." if len(keys) > 3 else "")

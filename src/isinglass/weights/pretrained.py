@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -12,6 +15,8 @@ from isinglass.weights.records import RECORDS, Record, record, records
 
 if TYPE_CHECKING:
     import torch
+
+_MOST = 10**7  # of an option that is a whole number
 
 
 class Pretrained:
@@ -47,7 +52,7 @@ class Pretrained:
         `options` replace those of the Config that belongs to the weights. Raises InputError for an unknown name or
         option, WeightsError (or its kinds ChecksumError and LicenceError) where weights cannot be had, read or loaded.
         """
-        from isinglass.weights.checkpoint import load_strictly, read_checkpoint
+        from isinglass.weights.checkpoint import read_checkpoint
 
         known = _resolve(cls.default_weights if name is None else name)
         if isinstance(known, Record) and known.model != cls.__name__:
@@ -56,14 +61,9 @@ class Pretrained:
         _check_options(cls, options)
         path = fetch(known, accept_licence=accept_licence) if isinstance(known, Record) else known
         checkpoint = read_checkpoint(path, cls.__name__)
-        try:
-            config = cls.Config(**{**checkpoint.config, **options})
-        except TypeError as error:
-            raise WeightsError(
-                f"{path} was written for another version of {cls.__name__}: {error}. Known options are {_known(cls)}"
-            ) from error
-        model: Any = cls(config)  # pyright: ignore[reportCallIssue]  the class is an nn.Module as well
-        load_strictly(model, checkpoint.state, path)
+        check_config(cls.Config, checkpoint.config, len(checkpoint.state), path)
+        config = dataclasses.replace(_config_of(cls, checkpoint.config, path), **options)
+        model: Any = _model_of(cls, config, checkpoint.state, path)
         model.weights_name, model.weights_id = checkpoint.name, checkpoint.weights_id
         model.accepts = checkpoint.accepts
         return model.eval().to(device)
@@ -85,6 +85,57 @@ def _check_options(cls: type[Pretrained], options: dict[str, Any]) -> None:
     fields = {field.name for field in dataclasses.fields(cls.Config)}
     if unknown := sorted(options.keys() - fields):
         raise InputError(f"{cls.__name__} has no option {', '.join(unknown)}; it has {_known(cls)}")
+
+
+def check_config(kind: type[Any], config: Mapping[str, Any], tensors: int, path: Path) -> None:
+    """Raise WeightsError where a file's options are not of the types of a Config, or cannot be of so many tensors.
+
+    Options that the Config does not have are left to its constructor.
+    """
+    for field in dataclasses.fields(kind):
+        if field.name not in config:
+            continue
+        value: Any = config[field.name]
+        kinds = str(field.type)
+        fits = (
+            (value is None and "None" in kinds)
+            or (isinstance(value, bool) and "bool" in kinds)
+            or (type(value) is int and "int" in kinds and "tuple" not in kinds and 0 <= value <= _MOST)
+            or (type(value) in (int, float) and "float" in kinds and _is_finite(value))
+            or (isinstance(value, str) and ("str" in kinds or "Literal" in kinds))
+            or (isinstance(value, tuple) and "tuple" in kinds and all(type(one) is int and one > 0 for one in value))
+        )
+        if not fits or (field.name == "layers" and type(value) is int and value > tensors):
+            raise WeightsError(f"{path} is damaged: its {field.name} is {repr(value)[:80]}. Get it again")
+
+
+def _is_finite(value: Any) -> bool:
+    return abs(value) <= sys.float_info.max
+
+
+def _config_of(cls: type[Pretrained], config: Mapping[str, Any], path: Path) -> Any:
+    try:
+        return cls.Config(**config)
+    except TypeError as error:
+        raise WeightsError(
+            f"{path} was written for another version of {cls.__name__}: {error}. Known options are {_known(cls)}"
+        ) from error
+    except (InputError, ArithmeticError) as error:
+        raise WeightsError(f"{path} is damaged: {error}. Get it again") from error
+
+
+def _model_of(cls: type[Pretrained], config: Any, state: Mapping[str, torch.Tensor], path: Path) -> Any:
+    """Return the model with the state loaded; without memory for a model that the state does not fit."""
+    import torch
+
+    from isinglass.weights.checkpoint import check_fits, load_strictly
+
+    make: Any = cls
+    with suppress(NotImplementedError), torch.device("meta"):  # a constructor may need numbers
+        check_fits(make(config), state, path)
+    model = make(config)
+    load_strictly(model, state, path)
+    return model
 
 
 def _known(cls: type[Pretrained]) -> str:
