@@ -149,7 +149,7 @@ def test_the_host_never_waits(monkeypatch, kind):
         model = LightGlue(LIGHTGLUE).eval()
         model.compute_dtype = half
         exits = Exits(alpha=0.9, least_matchable=0.01, confident=(0.9,) * 5, filter_threshold=0.1)
-        factors_A = torch.zeros(700, 1, 8, dtype=torch.complex64)
+        factors_A = torch.zeros(700, 1, 8, 2)
         space = recorded._LightGlueWorkspace(model._recorded().parts, sizes, exits, x_AD, factors_A)
         buffer = space._buffer(512)
         for i in range(5):

@@ -296,7 +296,7 @@ class LightGlue(Pretrained, nn.Module):
         return keypoints_V2, size_V2, scale_orientation_V2, torch.cat([view.descriptors[0] for view in views]).to(like)
 
     def _tokens(self, views: Sequence[Features]) -> tuple[Tensor, Tensor]:
-        """States (V, D) before the first layer, and what turns them (V, 1, C / 2), the views side by side."""
+        """States (V, D) before the first layer, and what turns them (V, 1, C / 2, 2), the views side by side."""
         keypoints_V2, size_V2, scale_orientation_V2, x_VD = self._inputs(views)
         if isinstance(self.input_projection, nn.Linear):
             x_VD = linear(x_VD, self.input_projection)

@@ -90,7 +90,7 @@ def sinkhorn_matches(
     for _ in range(iterations):
         row = row_sum / (kernel @ column)
         column = column_sum / (kernel.T @ row)
-    largest = float(row.max().double() * column.max().double())
+    largest = math.prod(torch.stack([row.max(), column.max()]).tolist())
     if not largest < LARGEST:  # or NaN: what was lost to underflow, less than 1e-37 each, may have mattered
         log_assignment = log_sinkhorn(similarity_MN[None], bin_score, iterations)[:, :-1, :-1]
         indices, scores = mutual_matches(log_assignment, threshold)

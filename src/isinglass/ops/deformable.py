@@ -46,6 +46,8 @@ def window_taps(pixels_P2: Tensor, radius: int, width: int, height: int) -> tupl
 
 def weighted_rows(rows_RC: Tensor, index_PT: Tensor, weights_PT: Tensor) -> Tensor:
     """(P, C): for each point the sum of its T rows by their weights."""
+    if rows_RC.device.type == "mps":  # whose kernels for this came late
+        return torch.einsum("ptc,pt->pc", rows_RC[index_PT.long()], weights_PT.to(rows_RC.dtype))
     return F.embedding_bag(index_PT, rows_RC, per_sample_weights=weights_PT.to(rows_RC.dtype), mode="sum")
 
 

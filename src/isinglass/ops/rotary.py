@@ -20,10 +20,18 @@ class Rotation(NamedTuple):
         return x * self.cos + torch.stack([-odd, even], dim=-1).flatten(-2) * self.sin
 
     def as_factors(self) -> Tensor:
-        """The same as complex numbers (..., 1, C / 2), one a pair of channels, for `turn`."""
-        return torch.complex(self.cos[..., ::2].float(), self.sin[..., ::2].float())
+        """Return the same as numbers (..., 1, C / 2, 2), cosine and sine of each pair of channels, for `turn`."""
+        return torch.stack([self.cos[..., ::2].float(), self.sin[..., ::2].float()], dim=-1)
 
 
 def turn(x: Tensor, factors: Tensor) -> None:
-    """As `Rotation.apply`, in place and float32: pairs of channels are complex numbers, turned by products."""
-    torch.view_as_complex(x.unflatten(-1, (-1, 2))).mul_(factors)
+    """Do what `Rotation.apply` does, in place and in float32.
+
+    On CPUs pairs of channels are taken as complex numbers, which is one product; not every device has those.
+    """
+    pairs = x.unflatten(-1, (-1, 2))
+    if x.device.type == "cpu":
+        torch.view_as_complex(pairs).mul_(torch.view_as_complex(factors))
+        return
+    (even, odd), (cos, sin) = pairs.unbind(-1), factors.unbind(-1)
+    pairs.copy_(torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1))

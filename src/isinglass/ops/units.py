@@ -85,7 +85,7 @@ class Unit:
         )
 
     def __call__(self, x_TD: Tensor, lengths: Sequence[int], factors_T: Tensor | None = None) -> Tensor:
-        """States (T, D) after the unit; `lengths` sum to T. `factors_T` (T, 1, C / 2), complex, turn queries and keys.
+        """States (T, D) after the unit; `lengths` sum to T. `factors_T` (T, 1, C / 2, 2) turn queries and keys.
 
         What the points of a view get whose partner has none is finite and means nothing.
         """
