@@ -75,7 +75,7 @@ class _Points:
     def of(cls, model: LightGlue, pair: tuple[Features, Features]) -> _Points:
         count0, count1 = (one.keypoints.shape[1] for one in pair)
         state, factors = model._tokens(pair)
-        cos, sin = (part.repeat_interleave(2, dim=-1).to(state) for part in (factors.real, factors.imag))
+        cos, sin = (part.repeat_interleave(2, dim=-1).to(state) for part in factors.unbind(-1))
         device = state.device
         return cls(
             model=model,

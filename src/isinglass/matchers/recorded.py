@@ -168,7 +168,7 @@ class _LightGlueWorkspace:
         self.left_A = torch.zeros(places, dtype=torch.int64, device=device)
         self.confidence_A = torch.zeros(places, device=device)
         self.head_P = torch.zeros(sizes.pairs, dtype=torch.int64, device=device)  # the layer each pair stopped after
-        self.points_P = torch.zeros(sizes.pairs, dtype=torch.float64, device=device)
+        self.max_unsure_P = torch.zeros(sizes.pairs, dtype=torch.int64, device=device)
         self.place_P2N = torch.zeros(sizes.pairs, 2, sizes.longest, dtype=torch.int64, device=device)
         self.found = PaddedMatches(
             *(torch.zeros_like(self.place_P2N[:, 0], dtype=dtype) for dtype in (torch.int64, torch.float32))
@@ -196,11 +196,24 @@ class _LightGlueWorkspace:
     def _begin(self, lengths: Sequence[int], device: torch.device) -> Tensor:
         length_S = self.sizes.lengths(lengths, device)
         self.place_P2N.copy_(self.sizes.places(length_S))
-        self.points_P.copy_(length_S.unflatten(0, (-1, 2)).sum(dim=1))
+        self.max_unsure_P.copy_(torch.tensor(self._max_unsure(lengths)))
         self.left_A.zero_()
         self.is_final_A.zero_()
         self.confidence_A.fill_(torch.nan)
         return length_S
+
+    def _max_unsure(self, lengths: Sequence[int]) -> list[int]:
+        """Return how many unconfident points each pair may have when it is finished (eq. 12); -1 = no such pair.
+
+        Python's floats decide, as they do on CPUs: not every device has float64.
+        """
+        alpha, counts = self.exits.alpha or 0.0, []
+        for points in map(sum, zip(lengths[::2], lengths[1::2], strict=True)):
+            count = points
+            while count >= 0 and not 1 - count / points > alpha:
+                count -= 1
+            counts.append(count)
+        return counts + [-1] * (self.sizes.pairs - len(counts))
 
     def _buffer(self, places: int) -> _Buffer:
         if places not in self.buffers:
@@ -279,7 +292,7 @@ class _Buffer:
     def _decided(self, layer: int, x_TD: Tensor, segments: Segments, is_there_T: Tensor) -> tuple[Tensor, Tensor]:
         """Which pairs (P,) are finished (eq. 12), and which tokens (T,) are there and not pruned."""
         space, exits = self.space, self.space.exits
-        threshold, finished_P = exits.confident[layer], torch.zeros_like(space.points_P, dtype=torch.bool)
+        threshold, finished_P = exits.confident[layer], torch.zeros_like(space.max_unsure_P, dtype=torch.bool)
         if layer == len(self.layers) - 1:
             return finished_P, is_there_T
         may_go_T = is_there_T
@@ -287,7 +300,7 @@ class _Buffer:
             confidence_T = _probability(x_TD, space.parts.confidence, layer)
             space.confidence_A.index_copy_(0, self._first_places(is_there_T), confidence_T.float())
             unsure_S = segments.count(is_there_T & (confidence_T < threshold))
-            finished_P = 1 - unsure_S.unflatten(0, (-1, 2)).sum(dim=1) / space.points_P > exits.alpha
+            finished_P = unsure_S.unflatten(0, (-1, 2)).sum(dim=1) <= space.max_unsure_P
             may_go_T = confidence_T > threshold
         if exits.least_matchable is None:
             return finished_P, is_there_T
