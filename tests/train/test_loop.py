@@ -81,7 +81,7 @@ class OneBatch(MadeUp):
 
 
 def config(model=LIGHTGLUE, **changes):
-    settled = {"steps": 12, "batch_size": 4, "warmup_steps": 0, "learning_rate": 2e-3, "precision": "32-true"}
+    settled = {"steps": 12, "batch_size": 4, "warmup_steps": 0, "learning_rate": 2e-3, "precision": "float32"}
     settled |= {"log_every": 1, "validate_every": 6, "save_every": 4}
     return TrainConfig(name="test", model=model, **{**settled, **changes})
 
@@ -196,10 +196,10 @@ def test_a_disk_that_is_full_leaves_the_checkpoint_before(tmp_path, monkeypatch)
 
 def test_another_run_is_not_overwritten(tmp_path):
     trainer(tmp_path).run()
-    with pytest.raises(WeightsError, match=r"another run: its config differs: learning_rate 0.002 instead of 0.1"):
+    with pytest.raises(InputError, match=r"another run: its config differs: learning_rate 0.002 instead of 0.1"):
         trainer(tmp_path, learning_rate=0.1)
     other = replace(config(), model=SUPERGLUE)
-    with pytest.raises(WeightsError, match="another run: its config differs: model"):
+    with pytest.raises(InputError, match="another run: its config differs: model"):
         trainer(tmp_path, other)
 
 

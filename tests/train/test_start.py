@@ -2,6 +2,7 @@
 
 import functools
 import json
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
@@ -22,9 +23,14 @@ RECIPE = "lightglue-sift-homography-small"
 
 
 @pytest.fixture
-def photos(tmp_path):
+def photos(tmp_path, monkeypatch):
+    """Three photos and a file that is none; the recipe is a smaller one, for tests that train."""
     pytest.importorskip("cv2")
     pytest.importorskip("lightning_fabric")
+    made = RECIPES[RECIPE]()
+    model = replace(made.config.model, width=32, heads=1, layers=2)
+    tiny = replace(made, config=replace(made.config, model=model, validation_pairs=4), used_keypoints=64)
+    monkeypatch.setitem(RECIPES, RECIPE, lambda: replace(tiny, max_keypoints=64, views_a_photo=3))
     folder = write_photos(tmp_path / "photos", 3)
     (folder / "broken.jpg").write_bytes(b"no photo")
     return folder
@@ -63,8 +69,10 @@ def test_recipes_are_what_their_names_say():
     }
     small, full, other = weights.values()
     assert 0.05 * full < small < 0.15 * full and 0.8 < other / small < 1.25
-    with pytest.raises(InputError, match="no recipe 'lightglue-orb'; there are lightglue-sift-homography,"):
-        recipe("lightglue-orb")
+    with pytest.raises(
+        InputError, match="no recipe 'lightglue-sift-homografy'; did you mean lightglue-sift-homography "
+    ):
+        recipe("lightglue-sift-homografy")
     shown = CliRunner().invoke(cli, ["recipes"], standalone_mode=False)
     assert shown.stdout.split() == list(RECIPES)
 

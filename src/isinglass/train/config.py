@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from isinglass.errors import InputError
 from isinglass.matchers.lightglue import LightGlue, LightGlueConfig
 from isinglass.matchers.superglue import SuperGlue, SuperGlueConfig
 
+Precision = Literal["auto", "float32", "bf16-mixed", "16-mixed"]
+PRECISIONS: tuple[str, ...] = get_args(Precision)
 MATCHERS = {LightGlueConfig: LightGlue, SuperGlueConfig: SuperGlue}
 
 
@@ -29,7 +31,7 @@ class TrainConfig:
     learning_rate   after `warmup_steps`; from `decay_from`, a share of the steps, down to 0 by a cosine
     clip_norm       greatest norm of the gradient
     ema             decay of the running mean of weights that is validated and kept
-    precision       of Lightning Fabric: "32-true", "bf16-mixed"
+    precision       "float32", "bf16-mixed", "16-mixed"; "auto" = as the device is best at, see `choose_precision`
     """
 
     name: str
@@ -49,7 +51,7 @@ class TrainConfig:
     decay_from: float = 0.5
     clip_norm: float = 1.0
     ema: float = 0.999
-    precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed"
+    precision: Precision = "auto"
     validate_every: int = 1000
     validation_pairs: int = 128
     save_every: int = 500
@@ -70,10 +72,24 @@ class TrainConfig:
                 raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
         if self.batch_size % self.accumulate:
             raise InputError(f"batch_size {self.batch_size} cannot be split into {self.accumulate} equal parts")
-        if not (self.learning_rate > 0 and 0 <= self.ema < 1 and 0 <= self.decay_from <= 1 and self.clip_norm > 0):
-            raise InputError(f"learning_rate, ema, decay_from or clip_norm makes no sense: {self}")
+        self._check_rates()
+        if self.precision not in PRECISIONS:
+            raise InputError(f"precision is {self.precision!r}; expected one of {', '.join(PRECISIONS)}")
         if self.learn == "confidence" and not isinstance(self.model, LightGlueConfig):
             raise InputError("learn is 'confidence', which only LightGlue has; expected 'matching'")
+
+    def _check_rates(self) -> None:
+        for name, is_right, expected in (
+            ("learning_rate", 0 < self.learning_rate < math.inf, "a finite number above 0"),
+            ("weight_decay", 0 <= self.weight_decay < math.inf, "a finite number of 0 or more"),
+            ("clip_norm", self.clip_norm > 0, "a number above 0"),
+            ("ema", 0 <= self.ema < 1, "0 to under 1"),
+            ("decay_from", 0 <= self.decay_from <= 1, "a share of the steps, 0 to 1"),
+            ("warmup_steps", self.warmup_steps >= 0, "0 or more"),
+            ("lora_rank", self.lora_rank >= 0, "0 or more"),
+        ):
+            if not is_right:
+                raise InputError(f"{name} is {getattr(self, name)}; expected {expected}")
 
     def make_model(self) -> LightGlue | SuperGlue:
         """With random weights, of torch's current seed."""

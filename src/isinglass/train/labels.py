@@ -57,16 +57,18 @@ def targets(
 
 
 def landing_by_homography(points_N2: Tensor, homography: Tensor, other_size: tuple[int, int]) -> Landing:
-    """By a matrix (3, 3) that takes px of this view to px of the other, which is (width, height) px.
+    """Project points by a matrix (3, 3) that takes px of this view to px of the other, (width, height) px.
 
-    Points beyond the horizon are hidden.
+    Points beyond the horizon are hidden. Computed in float64 on the CPU, since not every device has that type; the
+    result lies on the device of the points.
     """
-    projected_N3 = torch.nn.functional.pad(points_N2.double(), (0, 1), value=1.0) @ homography.double().T
-    ahead_N = projected_N3[:, 2] * torch.linalg.det(homography.double()).sign() > 1e-9
+    matrix = homography.cpu().double()
+    projected_N3 = torch.nn.functional.pad(points_N2.cpu().double(), (0, 1), value=1.0) @ matrix.T
+    ahead_N = projected_N3[:, 2] * torch.linalg.det(matrix).sign() > 1e-9
     point_N2 = torch.where(ahead_N[:, None], projected_N3[:, :2] / projected_N3[:, 2:], torch.nan)
     width, height = other_size
     inside_N = (point_N2 >= -0.5).all(dim=1) & (point_N2[:, 0] < width - 0.5) & (point_N2[:, 1] < height - 0.5)
-    return Landing(point_N2.to(points_N2), ~inside_N)
+    return Landing(point_N2.to(points_N2.dtype).to(points_N2.device), (~inside_N).to(points_N2.device))
 
 
 def _without(landing: Landing, distance_MN: Tensor, unmatchable_px: float) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -20,8 +19,8 @@ class LowRank(nn.Module):
     def __init__(self, weight: Tensor, rank: int) -> None:
         super().__init__()
         rows, columns = weight.shape
-        self.a = nn.Parameter(torch.empty(rank, columns, device=weight.device))
-        self.b = nn.Parameter(torch.zeros(rows, rank, device=weight.device))
+        self.a = nn.Parameter(weight.new_empty(rank, columns))
+        self.b = nn.Parameter(weight.new_zeros(rows, rank))
         nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
 
     def forward(self, weight: Tensor) -> Tensor:

@@ -22,21 +22,36 @@ class Objective(nn.Module):
         self.model, self.learn, self.deep_supervision = model, learn, deep_supervision
 
     def forward(self, **tensors: Any) -> dict[str, Tensor]:
-        """Losses, 0-d, "loss" among them, of the fields of a `PairBatch` (Fabric takes no frozen dataclass)."""
-        batch = PairBatch(**tensors)
-        if isinstance(self.model, SuperGlue):
-            return superglue_loss(self._superglue(self.model, batch), batch.target_B2N)
-        every_layer = self.deep_supervision or self.learn == "confidence"
-        predictions = self._lightglue(self.model, batch, every_layer=every_layer)
-        if self.learn == "confidence":
-            return confidence_loss(predictions, self.model.config.filter_threshold)
-        return lightglue_loss(predictions, batch.target_B2N)
+        """Return losses, 0-d, "loss" among them, of the fields of a `PairBatch` (Fabric takes no frozen dataclass)."""
+        return self._losses(PairBatch(**tensors))[0]
+
+    @torch.no_grad()
+    def evaluate(self, batch: PairBatch) -> tuple[float, Counts]:
+        """Return the loss, and how right the matcher is, by one run of all layers for all points."""
+        losses, log_assignment_BNN = self._losses(batch)
+        return float(losses["loss"]), self._counts(log_assignment_BNN, batch)
 
     @torch.no_grad()
     def judge(self, batch: PairBatch) -> Counts:
-        """How right the matcher is, all layers for all points."""
-        matches_BN = matches_of(self.log_assignment(batch), self.model.config.filter_threshold)[:, 0]
+        """Return how right the matcher is, all layers for all points."""
+        return self._counts(self.log_assignment(batch), batch)
+
+    def _counts(self, log_assignment_BNN: Tensor, batch: PairBatch) -> Counts:
+        matches_BN = matches_of(log_assignment_BNN, self.model.config.filter_threshold)[:, 0]
         return counts_of(matches_BN, batch.target_B2N[:, 0])
+
+    def _losses(self, batch: PairBatch) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the losses, and the assignment of the last layer without dustbins."""
+        if isinstance(self.model, SuperGlue):
+            log_assignment_BNN = self._superglue(self.model, batch)
+            return superglue_loss(log_assignment_BNN, batch.target_B2N), log_assignment_BNN[:, :-1, :-1]
+        every_layer = self.deep_supervision or self.learn == "confidence"
+        predictions = self._lightglue(self.model, batch, every_layer=every_layer)
+        if self.learn == "confidence":
+            losses = confidence_loss(predictions, self.model.config.filter_threshold)
+        else:
+            losses = lightglue_loss(predictions, batch.target_B2N)
+        return losses, predictions[-1].log_assignment_BNN
 
     def log_assignment(self, batch: PairBatch) -> Tensor:
         """(B, N, N), of the last layer, without dustbins."""

@@ -9,23 +9,19 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
-from isinglass.errors import InputError
 from isinglass.matchers.lightglue import LightGlueConfig
 from isinglass.matchers.superglue import SuperGlueConfig
+from isinglass.train.catalog import EXTRACTORS, RECIPE_NAMES, Kind, Stage, recipe_name
 from isinglass.train.config import TrainConfig
 from isinglass.train.views import ViewConfig
 
-Kind = Literal["lightglue", "superglue"]
-Stage = Literal["homography", "posed", "confidence"]
-EXTRACTORS = {"sift": "rootsift", "aliked": "aliked-n16", "disk": "disk", "superpoint": "superpoint-open"}
 DESCRIPTOR_SIZE = {"rootsift": 128, "aliked-n16": 128, "disk": 128, "superpoint-open": 256}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Of a view `max_keypoints` are extracted, of which the best `used_keypoints` are learnt from (None = all).
+    """Extract `max_keypoints` per view and train on the best `used_keypoints` (None = all).
 
     Where features are kept, they are of `views_a_photo` views of each photo. `detectors`: other extractors whose
     keypoints are learnt from, too, with the descriptors of `extractor` (homographies only).
@@ -79,17 +75,12 @@ def small(kind: Kind, features: str, stage: Stage) -> Recipe:
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
-    f"{kind}-{features}-{stage}{suffix}": functools.partial(make, kind, features, stage)
-    for kind in ("lightglue", "superglue")
-    for features in EXTRACTORS
-    for stage in ("homography", "posed", "confidence")
-    for suffix, make in (("", full_size), ("-small", small))
-    if not (kind == "superglue" and stage == "confidence")
+    text: functools.partial(small if name.small else full_size, name.kind, name.features, name.stage)
+    for text, name in RECIPE_NAMES.items()
 }
 
 
 def recipe(name: str) -> Recipe:
-    """By name, such as "lightglue-sift-homography-small". Raises InputError where there is none."""
-    if name not in RECIPES:
-        raise InputError(f"there is no recipe {name!r}; there are {', '.join(RECIPES)}")
+    """Return the recipe of a name, such as "lightglue-sift-homography-small". Raises InputError where there is none."""
+    recipe_name(name)
     return RECIPES[name]()

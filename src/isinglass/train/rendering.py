@@ -117,8 +117,11 @@ def pixel_maps(rectangles_K33: Floats, camera: Camera) -> Floats:
 
 
 def cast(rectangles_K33: Floats, camera: Camera, points_N2: Tensor) -> Hits:
-    """What is seen at points (N, 2) px of the camera, whether or not they are within the image."""
-    maps_K33 = torch.from_numpy(pixel_maps(rectangles_K33, camera)).to(points_N2.device)
+    """Return what is seen at points (N, 2) px of the camera, inside the image or not.
+
+    Computed on the CPU, where the result lies, since not every device has float64.
+    """
+    maps_K33 = torch.from_numpy(pixel_maps(rectangles_K33, camera))
     u_KN, v_KN, w_KN = (_homogeneous(points_N2) @ maps_K33.mT).unbind(dim=-1)
     inverse_N, index_N = torch.where(_is_inside(u_KN, v_KN, w_KN), w_KN, 0).max(dim=0)
     return Hits(torch.where(inverse_N > 0, index_N, -1), inverse_N)
@@ -127,7 +130,7 @@ def cast(rectangles_K33: Floats, camera: Camera, points_N2: Tensor) -> Hits:
 def landing(
     rectangles_K33: Floats, cameras: tuple[Camera, Camera], points_N2: Tensor, *, edge_px: float = EDGE_PX
 ) -> Landing:
-    """Where points (N, 2) px of the first camera are in the second one, in float64 inside.
+    """Return where points (N, 2) px of the first camera are in the second one, computed in float64 on the CPU.
 
     Hidden: outside of the second image, behind that camera, behind another surface, or on a side that is not seen.
     NaN and not hidden: nothing is there, or within `edge_px` the depth jumps (by more than 5 percent), as which of the
@@ -138,33 +141,33 @@ def landing(
     known_N = index_N >= 0
     if edge_px:
         known_N = known_N & ~_at_edge(rectangles_K33, first, points_N2, index_N, edge_px)
-    from_rays = torch.from_numpy(second.matrix @ second.rotation).to(inverse_N.device)
-    rays_N3 = _homogeneous(points_N2) @ torch.from_numpy(first.to_rays).to(inverse_N.device).T
-    between_3 = torch.from_numpy(first.centre - second.centre).to(inverse_N.device)
+    from_rays = torch.from_numpy(second.matrix @ second.rotation)
+    rays_N3 = _homogeneous(points_N2) @ torch.from_numpy(first.to_rays).T
+    between_3 = torch.from_numpy(first.centre - second.centre)
     seen_N3 = (rays_N3 / inverse_N[:, None] + between_3) @ from_rays.T
     depth_N = torch.where(known_N, seen_N3[:, 2], torch.nan)  # the last row of K is 0, 0, 1
     ahead_N = depth_N > _NEAR_M
     point_N2 = torch.where(ahead_N[:, None], seen_N3[:, :2] / depth_N[:, None], torch.nan)
     width, height = second.size
     inside_N = (point_N2 >= -0.5).all(dim=1) & (point_N2[:, 0] < width - 0.5) & (point_N2[:, 1] < height - 0.5)
-    facing_K = torch.from_numpy(pixel_maps(rectangles_K33, second).any(axis=(1, 2))).to(inverse_N.device)
+    facing_K = torch.from_numpy(pixel_maps(rectangles_K33, second).any(axis=(1, 2)))
     nearest_N = cast(rectangles_K33, second, point_N2).inverse_depth_N
     seen_N = inside_N & facing_K[index_N] & (nearest_N * depth_N <= 1 + _ROUNDING)
-    return Landing(point_N2.to(points_N2), known_N & ~seen_N)
+    return Landing(point_N2.to(points_N2.dtype).to(points_N2.device), (known_N & ~seen_N).to(points_N2.device))
 
 
 def _at_edge(rectangles_K33: Floats, camera: Camera, points_N2: Tensor, index_N: Tensor, edge_px: float) -> Tensor:
     """(N,) bool: whether the plane of a point, around it, is not what is seen there."""
-    inverse_K3 = torch.from_numpy(pixel_maps(rectangles_K33, camera)[:, 2]).to(points_N2.device)
-    steps_42 = edge_px * torch.tensor([[-1.0, -1], [1, -1], [1, 1], [-1, 1]], device=points_N2.device)
-    around_N42 = points_N2[:, None] + steps_42
+    inverse_K3 = torch.from_numpy(pixel_maps(rectangles_K33, camera)[:, 2])
+    steps_42 = edge_px * torch.tensor([[-1.0, -1], [1, -1], [1, 1], [-1, 1]])
+    around_N42 = points_N2.cpu()[:, None] + steps_42
     plane_N4 = (_homogeneous(around_N42) * inverse_K3[index_N][:, None]).sum(dim=2)
     seen_N4 = cast(rectangles_K33, camera, around_N42.reshape(-1, 2)).inverse_depth_N.reshape(-1, 4)
     return ((seen_N4 - plane_N4).abs() > _EDGE * plane_N4.abs()).any(dim=1)
 
 
 def _homogeneous(points: Tensor) -> Tensor:
-    return F.pad(points.double(), (0, 1), value=1.0)
+    return F.pad(points.cpu().double(), (0, 1), value=1.0)
 
 
 def _is_inside(u: Tensor, v: Tensor, w: Tensor) -> Tensor:
@@ -195,7 +198,7 @@ def render(
     maps_K33, windows = pixel_maps(rectangles_K33, camera), _windows(rectangles_K33, camera, _SAMPLES)
     x_W, y_H = (_samples(side, _SAMPLES, torch.float32, device) for side in camera.size)
     index_HW = _nearest(maps_K33, windows, x_W, y_H)[1]
-    image_3HW = torch.zeros(3, len(y_H), len(x_W), device=device)
+    image_3HW = torch.zeros(3, len(y_H), len(x_W), dtype=torch.float32, device=device)
     for k in index_HW.unique().tolist():
         if k < 0:
             continue
@@ -206,9 +209,9 @@ def render(
     return F.avg_pool2d(image_3HW, _SAMPLES).reshape(3, height, width) / 255
 
 
-def depth_map(rectangles_K33: Floats, camera: Camera, device: torch.device | None = None) -> Tensor:
-    """(height, width) float64, m along the optical axis at the centres of pixels; inf where nothing is."""
-    x_W, y_H = (_samples(side, 1, torch.float64, device) for side in camera.size)
+def depth_map(rectangles_K33: Floats, camera: Camera) -> Tensor:
+    """Return (height, width) float64, m along the optical axis at the centres of pixels; inf where nothing is."""
+    x_W, y_H = (_samples(side, 1, torch.float64, None) for side in camera.size)
     windows = _windows(rectangles_K33, camera, 1)
     return 1 / _nearest(pixel_maps(rectangles_K33, camera), windows, x_W, y_H)[0]
 
@@ -265,7 +268,7 @@ def _colours(map_33: Floats, texture: list[Tensor], x_M: Tensor, y_M: Tensor) ->
     level_M = 0.5 * torch.maximum(area_M, longest_M / 4).log2().clamp(0, 2 * len(texture) - 2)
     grid_M2 = torch.stack([2 * u_M / width - 1, 2 * v_M / height - 1], dim=1)
     lower_M = level_M.floor()
-    colours_3M = torch.empty(3, len(x_M), device=x_M.device)
+    colours_3M = torch.empty_like(x_M).expand(3, -1).clone()
     for lower in lower_M.unique().int().tolist():
         at = (lower_M == lower).nonzero().squeeze(1)
         fine_3M, coarse_3M = (_sampled(texture[min(one, len(texture) - 1)], grid_M2[at]) for one in (lower, lower + 1))

@@ -115,7 +115,8 @@ class Scenes:
 
     def __init__(self, photos: Photos, config: SceneConfig | None = None, *, seed: int = 0) -> None:
         self.photos, self.config, self.seed = photos, config or SceneConfig(), seed
-        self.problems = photos.problems
+        self.problems, self.contents = photos.problems, photos.contents
+        self.settings = f"{self.config}, seed {seed}, version {_VERSION}; {photos.settings}"
         if len(photos) < 2:
             raise InputError(f"there are {len(photos)} photos; expected at least 2, as some are for validation")
         about = (_VERSION, photos.digest, self.config, seed)
@@ -126,6 +127,10 @@ class Scenes:
 
     def __len__(self) -> int:
         return self.config.count
+
+    def name(self, scene: int) -> str:
+        """Return what a message calls a scene."""
+        return f"room {scene}"
 
     def photos_of(self, scene: int) -> list[int]:
         """Which photos it is papered with."""
@@ -241,8 +246,10 @@ class ScenePairs:
     def batch(self, size: int, rng: np.random.Generator) -> PairBatch:
         """See PairSource. Of views whose overlap is never as the config says, those that came nearest."""
         pairs, labels = [], []
-        for scene in rng.choice(self.numbers, size, replace=size > len(self.numbers)).tolist():
-            numbers = self._overlapping(scene, rng)
+        scenes = rng.choice(self.numbers, size, replace=size > len(self.numbers)).tolist()
+        drawn = [(scene, self._overlapping(scene, rng)) for scene in scenes]
+        self.views.prepare([(scene, number) for scene, numbers in drawn for number in numbers])
+        for scene, numbers in drawn:
             features = [self.views.features(scene, number)[0] for number in numbers]
             if self.max_keypoints is not None:
                 features = [one.top(self.max_keypoints) for one in features]
@@ -282,7 +289,7 @@ def scene_views(
     if folder is None:
         place = device or torch.device("cpu")
         return DrawnViews(scenes, extractor, max_keypoints=max_keypoints, device=place)
-    return StoredViews(folder, scenes, extractor, per_photo=per_scene, max_keypoints=max_keypoints)
+    return StoredViews(folder, scenes, extractor, per_photo=per_scene, max_keypoints=max_keypoints, device=device)
 
 
 def _object(rng: np.random.Generator, at_3: Floats, room_height_m: float) -> Floats:

@@ -44,21 +44,27 @@ class HomographyPairs:
     def __init__(self, views: Views, *, max_keypoints: int | None = None, held_out: bool = False) -> None:
         self.views, self.max_keypoints = views, max_keypoints
         self.signature, self.digest = views.signature, views.digest
-        self.photos = np.flatnonzero(held_out_numbers(views.num_photos) == held_out)
-        if not len(self.photos):
+        chosen = np.flatnonzero(held_out_numbers(views.num_photos) == held_out)
+        if not len(chosen):
             raise InputError(f"there are {views.num_photos} photos; expected at least 2, as some are for validation")
+        self.photos = np.setdiff1d(chosen, list(views.empty))
+        if not len(self.photos):
+            what = "held out for validation" if held_out else "to learn from"
+            raise InputError(f"none of the {len(chosen)} photos {what} has a keypoint. Use more photos, or other ones")
 
     def batch(self, size: int, rng: np.random.Generator) -> PairBatch:
         """See PairSource."""
         pairs, labels = [], []
-        for photo in rng.choice(self.photos, size, replace=size > len(self.photos)):
-            first, second = rng.choice(self.views.per_photo, 2, replace=False)
-            (features0, view0), (features1, view1) = (
-                self.views.features(int(photo), int(one)) for one in (first, second)
-            )
+        drawn = [
+            (photo, *rng.choice(self.views.per_photo, 2, replace=False).tolist())
+            for photo in rng.choice(self.photos, size, replace=size > len(self.photos)).tolist()
+        ]
+        self.views.prepare([(photo, number) for photo, *numbers in drawn for number in numbers])
+        for photo, *numbers in drawn:
+            (features0, view0), (features1, view1) = (self.views.features(photo, number) for number in numbers)
             if self.max_keypoints is not None:
                 features0, features1 = features0.top(self.max_keypoints), features1.top(self.max_keypoints)
-            forth = torch.from_numpy(between(view0, view1)).to(features0.device)
+            forth = torch.from_numpy(between(view0, view1))
             points0, points1 = features0.keypoints[0], features1.keypoints[0]
             size0, size1 = (tuple(one.image_size[0].tolist()) for one in (features0, features1))
             landing0 = landing_by_homography(points0, forth, size1)

@@ -3,52 +3,120 @@
 from __future__ import annotations
 
 import itertools
+import logging
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from isinglass.datasets.layout import PathLike
+from isinglass.datasets.layout import PathLike, image_files
 from isinglass.errors import InputError
 from isinglass.models import best_device, load_extractor
 from isinglass.options import Options
+from isinglass.train.check import Data
 from isinglass.train.colmap import ColmapPairs
-from isinglass.train.loop import Trainer, make_fabric
+from isinglass.train.loop import Trainer, make_fabric, settled
 from isinglass.train.megadepth import load_megadepth, megadepth_scenes
 from isinglass.train.posed import PosedImages, PosedPairs, StoredFeatures, load_rgbd
+from isinglass.train.precision import Choice
 from isinglass.train.recipes import Recipe
 from isinglass.train.scenes import SceneConfig, ScenePairs, Scenes, scene_views
 from isinglass.train.sources import HomographyPairs, MixedPairs, PairSource
+from isinglass.train.state import check_resumable
 from isinglass.train.store import DrawnViews, StoredViews, Views
 from isinglass.train.views import Photos
 from isinglass.types import Extractor
 
 Tell = Callable[[int, int], None]
+TellPhase = Callable[[str, int, int], None]
+When = tuple[TellPhase, float]  # whom to tell, and until when to make features
+_log = logging.getLogger(__name__)
 SCENES = 250  # that are drawn where features of their views are kept
 
 
-@dataclass(frozen=True, kw_only=True)
-class Data:
-    """What there is to learn from. Raises InputError where there is nothing, or a model without its photos.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a command is about to do. `recipe` has its precision chosen; `step` is where the run in the folder is."""
 
-    images  folder of photos: random views of them, or of rooms that are papered with them, and those of `colmap`
-    rgbd    folder of frames with depth and poses, see `load_rgbd`
-    colmap  folder of a COLMAP model of the photos
-    megadepth  folder of MegaDepth, with its scene_info
+    recipe: Recipe
+    data: Data
+    folder: Path
+    store: Path
+    device: torch.device
+    precision: Choice
+    step: int
+    hours: float | None = None
+
+    @property
+    def lines(self) -> list[str]:
+        """The plan in words, for a person to read before work begins."""
+        config, data = self.recipe.config, self.data
+        folders = {"photos": data.images, "rgbd": data.rgbd, "colmap": data.colmap, "megadepth": data.megadepth}
+        from_where = f"goes on at step {self.step}" if self.step else "begins anew"
+        hours = f"at most {self.hours:g} h for all of it; " if self.hours else ""
+        return [
+            f"recipe     {config.name} ({type(config.make_model()).__name__} on {self.recipe.extractor})",
+            *(f"{name:<10} {self._counted(name, place)}" for name, place in folders.items() if place is not None),
+            f"features   {self._features_to_make}",
+            f"steps      {config.steps} of {config.batch_size} pairs ({config.steps * config.batch_size} pairs); "
+            f"validation every {config.validate_every}",
+            f"device     {self.device.type}, in {self.precision.precision}: {self.precision.reason}",
+            f"time       {hours}a run that is stopped goes on with the same command",
+            f"output     {self.folder}, where the run {from_where}",
+        ]
+
+    def _counted(self, name: str, place: PathLike) -> str:
+        count = sum(1 for _ in image_files(Path(place))) if name == "photos" else 0
+        return f"{count} files in {place}" if count else f"{place}"
+
+    @property
+    def _features_to_make(self) -> str:
+        recipe, stored = self.recipe, f"kept in {self.store}"
+        if self.device.type == "cuda":
+            return "of views: drawn and extracted anew for each pair, on the GPU"
+        parts = []
+        if self.data.images is not None and self.data.colmap is None:
+            parts.append(f"{recipe.views_a_photo} views of each photo")
+        if self.data.images is not None and recipe.stage != "homography" and not self._from_views:
+            parts.append(f"{recipe.views_a_photo * SCENES} views of rooms")
+        if not self.data.only_photos:
+            parts.append("all posed images")
+        return f"of {', '.join(parts)}, {stored}"
+
+    @property
+    def _from_views(self) -> bool:
+        return self.recipe.stage != "posed" and self.data.only_photos
+
+
+def plan_of(
+    recipe: Recipe,
+    data: Data,
+    folder: PathLike,
+    *,
+    store: PathLike | None = None,
+    device: str | None = None,
+    hours: float | None = None,
+) -> Plan:
+    """Return what a run will be, without reading a photo; measuring the precision takes a second or two.
+
+    Raises InputError where the folder holds another run, or the device is not there or cannot train in the precision.
     """
-
-    images: PathLike | None = None
-    rgbd: PathLike | None = None
-    colmap: PathLike | None = None
-    megadepth: PathLike | None = None
-
-    def __post_init__(self) -> None:
-        alone = self.rgbd is not None or self.megadepth is not None
-        if self.images is None and (self.colmap is not None or not alone):
-            raise InputError(
-                "images is missing; expected a folder of photos, or of a posed recipe rgbd or megadepth alone"
-            )
+    place, folder = _device(device), Path(folder)
+    config, choice = settled(recipe.config, folder, place)
+    about = check_resumable(folder, config.as_dict())
+    return Plan(
+        recipe=replace(recipe, config=config),
+        data=data,
+        folder=folder,
+        store=Path(store or folder / "features"),
+        device=place,
+        precision=choice,
+        step=0 if about is None else int(about["progress"]["step"]),
+        hours=hours,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,48 +129,80 @@ class Pairs:
 
 
 def pairs_of(
-    recipe: Recipe, data: Data, store: PathLike, *, device: str | None = None, tell: Tell = lambda done, of: None
+    recipe: Recipe,
+    data: Data,
+    store: PathLike,
+    *,
+    device: str | None = None,
+    tell: TellPhase = lambda what, done, of: None,
+    until: float = math.inf,
 ) -> Pairs:
     """All that the recipe's stage makes of the data. Features are kept in `store`; on a GPU only those of files.
 
     Homography recipes learn from random views of photos; posed ones from these, from rooms, frames and models, as many
     batches of each, so that what was learnt first is not forgotten; confidence recipes from the former where there are
-    only photos, else from the latter. `tell(done, all)` now and then while features are made.
+    only photos, else from the latter. `tell(what, done, all)` now and then while photos are read and features made.
+    Features of views that are not made by `until` (of `time.monotonic`) are made when a step needs them.
     Raises InputError where the data are not for the recipe or none can be used.
     """
-    place = torch.device(device or best_device())
+    place = _device(device)
     wanted = Options(extractor=recipe.extractor, max_keypoints=recipe.max_keypoints, min_distance=0)
-    photos = data.images if (data.rgbd, data.colmap, data.megadepth) == (None, None, None) else None
+    photos = data.images if data.only_photos else None
     if recipe.stage == "homography" and photos is None:
         raise InputError(
             f"{recipe.config.name} learns from photos alone; rgbd, colmap and megadepth are for other recipes"
         )
     if recipe.stage != "posed" and photos is not None:
-        return _homographies(recipe, photos, Path(store), wanted, place, tell)
+        return _homographies(recipe, photos, Path(store), wanted, place, (tell, until))
     if recipe.detectors:
         raise InputError(f"{recipe.config.name} learns from posed images; other detectors are for homographies")
     extractor = load_extractor(wanted, place)
-    kinds = list(_posed(recipe, data, Path(store), extractor, place, tell))
+    kinds = list(_posed(recipe, data, Path(store), extractor, place, (tell, until)))
     problems = {name: text for _, _, found in kinds for name, text in found.items()}
     source, validation = MixedPairs([kind[0] for kind in kinds]), MixedPairs([kind[1] for kind in kinds])
     return Pairs(source=source, validation=validation, problems=problems)
 
 
 def start(recipe: Recipe, pairs: Pairs, folder: PathLike, *, trained_on: str, device: str | None = None) -> Trainer:
-    """The run in its folder, at its beginning or where it was."""
-    fabric = make_fabric(recipe.config, accelerator=device or best_device())
-    return Trainer(recipe.config, pairs.source, pairs.validation, folder, trained_on=trained_on, fabric=fabric)
+    """Return the run in its folder, at its beginning or where it was."""
+    place = _device(device)
+    config, choice = settled(recipe.config, folder, place)
+    if choice.warning:
+        _log.warning(choice.warning)
+    number = {} if place.index is None else {"devices": [place.index]}
+    fabric = make_fabric(config, accelerator=place.type, **number)
+    return Trainer(config, pairs.source, pairs.validation, folder, trained_on=trained_on, fabric=fabric)
+
+
+def _device(name: str | None) -> torch.device:
+    """Return the device of that name, or the fastest. Raises InputError where it is not there."""
+    place = torch.device(name or best_device())
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (place.index or 0) >= there.get(place.type, 0):
+        have = ", ".join(
+            f"{kind}:0 to {kind}:{count - 1}" if count > 1 else kind for kind, count in there.items() if count
+        )
+        raise InputError(f"device is {name!r}, which this machine does not have; expected one of {have}")
+    return place
 
 
 def photo_views(
-    recipe: Recipe, images: PathLike, store: PathLike, extractor: Extractor, device: torch.device, tell: Tell
+    recipe: Recipe,
+    images: PathLike | Photos,
+    store: PathLike,
+    extractor: Extractor,
+    device: torch.device,
+    tell: Tell,
+    *,
+    until: float = math.inf,
 ) -> Views:
-    """Features of random views of photos: kept in `store` on a CPU, drawn each time on a GPU."""
-    photos, most = Photos(images, recipe.views), recipe.max_keypoints
+    """Return features of random views of photos: drawn each time on CUDA, else made once and kept in `store`."""
+    photos = images if isinstance(images, Photos) else Photos(images, recipe.views)
+    most = recipe.max_keypoints
     if device.type == "cuda":
         return DrawnViews(photos, extractor, max_keypoints=most, device=device)
-    stored = StoredViews(store, photos, extractor, per_photo=recipe.views_a_photo, max_keypoints=most)
-    stored.fill(tell)
+    stored = StoredViews(store, photos, extractor, per_photo=recipe.views_a_photo, max_keypoints=most, device=device)
+    stored.fill(tell, until=until)
     return stored
 
 
@@ -114,15 +214,22 @@ def _posed_pairs(
 
 
 def _homographies(
-    recipe: Recipe, images: PathLike, store: Path, wanted: Options, device: torch.device, tell: Tell
+    recipe: Recipe, images: PathLike, store: Path, wanted: Options, device: torch.device, when: When
 ) -> Pairs:
-    """Of keypoints of the extractor, or of each of several detectors in turn."""
+    """Return pairs of keypoints of the extractor, or of each of several detectors in turn."""
+    tell, until = when
     learnt, kept, problems = [], [], {}
-    for detector in (None, *recipe.detectors):
-        name = recipe.extractor if detector is None else f"{detector}+{recipe.extractor}"
-        folder = store / ("views" if detector is None else f"views-{detector}")
-        extractor = load_extractor(replace(wanted, extractor=name), device)
-        views = photo_views(recipe, images, folder, extractor, device, tell)
+    names = {
+        "views" if detector is None else f"views-{detector}": recipe.extractor
+        if detector is None
+        else f"{detector}+{recipe.extractor}"
+        for detector in (None, *recipe.detectors)
+    }
+    extractors = {folder: load_extractor(replace(wanted, extractor=name), device) for folder, name in names.items()}
+    photos = Photos(images, recipe.views, tell=partial(tell, "photos read"))
+    for folder, extractor in extractors.items():
+        made = partial(tell, f"features of {folder.replace('-', ' by ')}")
+        views = photo_views(recipe, photos, store / folder, extractor, device, made, until=until)
         learnt.append(HomographyPairs(views, max_keypoints=recipe.used_keypoints))
         kept.append(HomographyPairs(views, held_out=True))
         problems |= views.problems
@@ -132,9 +239,11 @@ def _homographies(
 
 
 def _posed(
-    recipe: Recipe, data: Data, store: Path, extractor: Extractor, device: torch.device, tell: Tell
+    recipe: Recipe, data: Data, store: Path, extractor: Extractor, device: torch.device, when: When
 ) -> Iterator[tuple[PairSource, PairSource, dict[str, str]]]:
-    """Of each kind of data its source, that of validation, and problems."""
+    """Yield for each kind of data its source, that of validation, and problems."""
+    tell_phase, until = when
+    tell = partial(tell_phase, "features of images")
     most, used = recipe.max_keypoints, recipe.used_keypoints
     features = StoredFeatures(store / "images", extractor, max_keypoints=used or most, device=device)
     if data.rgbd is not None:
@@ -147,18 +256,20 @@ def _posed(
         yield MixedPairs(learnt), MixedPairs(kept), dict(itertools.chain.from_iterable(one.items() for one in problems))
     if data.images is None:
         return
-    photos = photo_views(recipe, data.images, store / "views", extractor, device, tell)
-    yield HomographyPairs(photos, max_keypoints=used), HomographyPairs(photos, held_out=True), photos.problems
+    photos = Photos(data.images, recipe.views, tell=partial(tell_phase, "photos read"))
+    made = partial(tell_phase, "features of views")
+    seen = photo_views(recipe, photos, store / "views", extractor, device, made, until=until)
+    yield HomographyPairs(seen, max_keypoints=used), HomographyPairs(seen, held_out=True), seen.problems
     if data.colmap is not None:
         learnt, kept = (
             ColmapPairs(data.colmap, data.images, features, held_out=one, tell=tell) for one in (False, True)
         )
         yield learnt, kept, learnt.problems | kept.problems
         return
-    scenes = Scenes(Photos(data.images, recipe.views), SceneConfig(count=SCENES, size=recipe.views.size))
+    scenes = Scenes(photos, SceneConfig(count=SCENES, size=recipe.views.size))
     folder = None if device.type == "cuda" else store / "scenes"
     many = {"per_scene": recipe.views_a_photo, "max_keypoints": most}
     views = scene_views(scenes, extractor, folder=folder, device=device, **many)
     if isinstance(views, StoredViews):
-        views.fill(tell)
+        views.fill(partial(tell_phase, "features of rooms"), until=until)
     yield ScenePairs(views, scenes, max_keypoints=used), ScenePairs(views, scenes, held_out=True), views.problems

@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import importlib.metadata
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
-from isinglass.errors import WeightsError
+from isinglass.errors import InputError, WeightsError, WriteError
 from isinglass.matchers.lightglue import LightGlue
 from isinglass.matchers.superglue import SuperGlue
+from isinglass.train.check import LAST, about_run
 from isinglass.weights.checkpoint import TrainingState, load_strictly, read_training_state, save_checkpoint
 
 LICENCE = "Apache-2.0"  # of what people train with this; their photos' licences are theirs to know
 MAY_CHANGE = ("steps", "validate_every", "validation_pairs", "save_every", "log_every", "notes")  # of a run's config
+_OLD_PRECISIONS = {"32-true": "float32"}  # as runs of version 0.1 named it
+_LOCK = ".lock"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -67,12 +72,16 @@ def save_run(run: Run, path: Path, about: Mapping[str, Any], *, plain: nn.Module
     )
 
 
-def resume_run(run: Run, path: Path, about: Mapping[str, Any]) -> None:
-    """Set everything to what the file says. Raises WeightsError where it is damaged, or of another run than `about`."""
+def resume_run(run: Run, path: Path, about: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Set everything to what the file says, and return what it says of the run.
+
+    Raises InputError where it is of another run than `about` describes, WeightsError where it is damaged.
+    """
     kept = read_training_state(path)
+    there = {**kept.about, "config": _with_new_names(kept.about.get("config"))}
     for name in ("config", "data", "validation_data"):
-        if differing := _difference(kept.about.get(name), about[name]):
-            raise WeightsError(f"{path} is of another run: its {name} {differing}. Choose another folder to begin anew")
+        if differing := _difference(there.get(name), about[name]):
+            raise InputError(_other_run(path, name, differing))
     for module, prefix in ((run.model, "weights/"), (run.mean, "mean/")):
         load_strictly(module, _under(kept.tensors, prefix), f"{path} ({prefix.rstrip('/')})")
     progress = _progress_of(kept.about, path)
@@ -89,6 +98,54 @@ def resume_run(run: Run, path: Path, about: Mapping[str, Any]) -> None:
         }
     for name, value in asdict(progress).items():
         setattr(run.progress, name, value)
+    return kept.about
+
+
+def check_resumable(folder: Path, config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return what the run in the folder says of itself, None where there is none: cheap, to be done before work.
+
+    Raises InputError where its checkpoint is none of a run, or its config another one; a precision of "auto" is the
+    run's own.
+    """
+    path = folder / LAST
+    if not path.is_file():
+        return None
+    about = about_run(path)
+    kept = _with_new_names(about["config"])
+    auto = {"precision": kept["precision"]} if config["precision"] == "auto" else {}
+    if differing := _difference(kept, {**config, **auto}):
+        raise InputError(_other_run(path, "config", differing))
+    return {**about, "config": kept}
+
+
+def _with_new_names(config: Any) -> Any:
+    """Return the config of a run with precisions as they are named now; what is none, as it is."""
+    if not isinstance(config, dict):
+        return config
+    return {**config, "precision": _OLD_PRECISIONS.get(str(config.get("precision")), config.get("precision"))}
+
+
+def _other_run(path: Path, name: str, differing: str) -> str:
+    return f"{path} is of another run: its {name} {differing}. Choose another folder to begin anew"
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Hold the folder for this process. Raises InputError where another one trains in it, or it cannot be made."""
+    lock = FileLock(folder / _LOCK, timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(f"another process trains in {str(folder)!r}; wait for it, or choose another folder") from error
+    except OSError as error:
+        raise WriteError(f"{str(folder)!r} cannot be written ({error}); choose a folder you may write to") from error
+    try:
+        for left in (part for name in ("last", "best") for part in folder.glob(f".{name}.safetensors.*.tmp")):
+            left.unlink(missing_ok=True)  # of a run that was killed while it wrote
+        yield
+    finally:
+        lock.release()
 
 
 def _progress_of(about: Mapping[str, Any], path: Path) -> Progress:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from isinglass.ops.threads import for_each, in_team
 DECODED_PHOTOS = 64  # kept in memory
 LONG_SIDE_PX = 1600  # that decoded photos are reduced to
 MIN_SIDE_PX = 64
+_TOLD_EVERY = 32  # photos
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +64,17 @@ class Photos:
     """The photos of a folder, searched with all that is in it, and random views of them.
 
     Files that cannot be used are left out, with the reason in `problems`. Everything follows from the photos, the
-    config and the seed. Raises InputError where there is no photo.
+    config and the seed. `tell(done, all)` now and then while they are read. Raises InputError where there is no photo.
     """
 
-    def __init__(self, folder: PathLike, config: ViewConfig | None = None, *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        folder: PathLike,
+        config: ViewConfig | None = None,
+        *,
+        seed: int = 0,
+        tell: Callable[[int, int], None] = lambda done, of: None,
+    ) -> None:
         self.config, self.seed = config or ViewConfig(), seed
         found = list(image_files(existing_folder(folder, "photos")))
         digests: dict[Path, str] = {}
@@ -77,17 +86,26 @@ class Photos:
             except InputError as error:
                 problems[file] = str(error)
 
-        in_team(for_each)(check, found)
+        for start in range(0, len(found), _TOLD_EVERY):
+            tell(start, len(found))
+            in_team(for_each)(check, found[start : start + _TOLD_EVERY])
+        tell(len(found), len(found))
         self.files = [file for file in found if file in digests]
         self.problems = {str(file): problems[file] for file in found if file in problems}
         if not self.files:
             unread = f"; {len(self.problems)} files cannot be read" if self.problems else ""
             raise InputError(f"{folder} has no photo to learn from{unread}; expected images (JPEG, PNG, WebP, ...)")
+        self.contents = {file.relative_to(folder).as_posix(): digests[file][:16] for file in self.files}
+        self.settings = f"{self.config}, seed {seed}"
         self.digest = hashlib.sha256(repr((sorted(digests.values()), self.config, seed)).encode()).hexdigest()
         self._decoded = functools.lru_cache(DECODED_PHOTOS)(self._decode)
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def name(self, photo: int) -> str:
+        """Return the file of a photo."""
+        return str(self.files[photo])
 
     def view(self, photo: int, number: int, device: torch.device | None = None) -> View:
         """View `number` of a photo. Number 0 is its middle as it is, but for the light."""
