@@ -1,17 +1,22 @@
 """Many pairs of image files: each image is extracted once, each pair matched once, each result written whole.
 
 A folder of results has <name>.npz (or .h5, .json), the picture <name>.png, and two folders that let a killed run go on
-where it was: features/ (one file an image) and reports/ (one file a pair, written last). A report counts only for the
-same image contents and the same options.
+where it was: features/ (one file an image) and reports/ (one file a pair). A report is first written as a claim to the
+name, and again, with a hash of every file it describes, when these are there. It counts only for the same contents of
+images and masks, the same models and options, and the very files that it describes.
+
+The name is "<stem of the first image>-<stem of the second>" where nothing of another pair has that name in the folder;
+else a hash of both paths is added. So a pair keeps its name in a folder, whatever else is matched into it.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import json
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +24,19 @@ import numpy as np
 
 from isinglass.cache import FeatureCache, matching_key
 from isinglass.errors import InputError, WriteError
-from isinglass.files import save_matches, write_atomically
+from isinglass.files import read_signed_json, save_matches, write_signed_json
+from isinglass.files.lists import read_pair_list
 from isinglass.geometry.robust import RobustResult
-from isinglass.images import IMAGE_SUFFIXES
+from isinglass.images.folder import Selection, list_photos
+from isinglass.names import distinguished, folded, pair_name, printable
 from isinglass.pipeline import MatchResult, Pipeline, as_seen, turns_of, two_view
 from isinglass.types import Features
+
+Pair = tuple[Path, Path]
+Masks = tuple[Path | None, Path | None] | Mapping[Path, Path]  # of all first and all second images, or by image
+_SUFFIXES = (".npz", ".h5", ".json", ".png")  # of what is written of a pair
+# What is wrong with one name, where the folder could take another one.
+_OF_ONE_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,101 +68,159 @@ class Outputs:
     picture: bool = True
 
 
-def list_images(folder: Path) -> list[Path]:
-    """The image files directly in a folder, by name. Raises InputError where there are none."""
-    images = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not images:
-        raise InputError(f"there is no image in {folder}; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
-    return images
+def list_images(path: Path, selection: Selection | None = None) -> list[Path]:
+    """Return the photos in and below a folder, by name, or the one file. Raises InputError for an empty folder."""
+    return [path] if path.is_file() else [path / name for name in list_photos(path, selection).names]
 
 
-def list_pairs(first: Path, second: Path | None = None) -> list[tuple[Path, Path]]:
-    """Pairs of two files; of a file and all images of a folder; of all images of two folders, or within one."""
+def list_pairs(
+    first: Path, second: Path | None = None, photos_of: Callable[[Path], list[Path]] = list_images
+) -> list[Pair]:
+    """Return pairs of two files; of a file and all images of a folder; of all of two folders, or within one.
+
+    photos_of  gives the photos of a folder, and of a file that alone
+    """
     for path in (first, second):
         if path is not None and not path.exists():
             raise InputError(f"there is no file or folder {str(path)!r}. Check the path")
-    views0 = list_images(first) if first.is_dir() else [first]
+    views0 = photos_of(first)
     if second is None:
         if first.is_file():
             raise InputError(f"{str(first)!r} is one image; give a second one, or a folder")
-        return [(views0[i], views0[j]) for i in range(len(views0)) for j in range(i + 1, len(views0))]
-    views1 = list_images(second) if second.is_dir() else [second]
-    return [(one0, one1) for one0 in views0 for one1 in views1]
+        return list(itertools.combinations(views0, 2))
+    views1 = photos_of(second)
+    return [(view0, view1) for view0 in views0 for view1 in views1]
 
 
-def read_pairs(path: Path, root: Path | None = None) -> list[tuple[Path, Path]]:
-    """Pairs from a text file: two names a line (further columns are ignored), relative to `root` or to the file."""
+def read_pairs(path: Path, root: Path | None = None) -> list[Pair]:
+    """Return the pairs of a list as paths, relative to `root` or to the file; see `files.lists`.
+
+    An image that is not there is no reason to refuse the list: `match_files` reports the pair.
+    """
     root = root or path.parent
-    pairs = []
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the list of pairs {str(path)!r} cannot be read: {error}") from error
-    for number, line in enumerate(lines, start=1):
-        names = line.split()
-        if not names or line.startswith("#"):
-            continue
-        if len(names) < 2:
-            raise InputError(f"line {number} of {str(path)!r} is {line!r}; expected the names of two images")
-        pairs.append((root / names[0], root / names[1]))
-    return pairs
+    found = read_pair_list(path, lambda name: _is_file(root / name))
+    return [(root / name0, root / name1) for name0, name1 in found.pairs]
 
 
 def match_files(
-    pairs: Sequence[tuple[Path, Path]],
-    pipeline: Pipeline,
-    outputs: Outputs,
-    *,
-    masks: tuple[Path | None, Path | None] = (None, None),
-    batch_size: int = 1,
+    pairs: Sequence[Pair], pipeline: Pipeline, outputs: Outputs, *, masks: Masks = (None, None), batch_size: int = 1
 ) -> Iterator[PairReport]:
     """Match pairs of files and write the results; one report a pair, in order.
 
     What an earlier run with the same images and options finished is reported again, not computed again. A pair whose
-    images cannot be read is reported with its error, and the run goes on.
+    images cannot be read, or whose results cannot be written under their name, is reported with its error, and the run
+    goes on. Raises WriteError where nothing can be written: no permission, a full disk.
     """
-    cache = FeatureCache(pipeline, outputs.folder / "features")
-    names = _names(pairs)
+    run = _Run(pipeline, outputs, masks)
     for start in range(0, len(pairs), batch_size):
-        jobs = [_Job(pairs[i], masks, names[i]) for i in range(start, min(start + batch_size, len(pairs)))]
+        jobs = [_Job(pair, run) for pair in pairs[start : start + batch_size]]
         for job in jobs:
-            job.load(cache, outputs)
+            job.load()
         todo = [job for job in jobs if job.report is None]
-        pipeline.timings_ms.pop("match", None)
-        candidates = [job.features for job in todo]
-        results = pipeline.match_features([c[0][0] for c in candidates], [c[1] for c in candidates]) if todo else []
-        for job, result in zip(todo, results, strict=True):
-            job.timings_ms["match"] = pipeline.timings_ms["match"] / len(todo)
-            job.finish(result, pipeline, outputs)
+        for job, result in zip(todo, _matched(todo, pipeline), strict=True):
+            job.finish(result)
         for job in jobs:
             assert job.report is not None
             yield job.report
 
 
-def extract_files(images: Sequence[Path], pipeline: Pipeline, folder: Path) -> Iterator[tuple[Path, Path, Features]]:
-    """Features of image files: (image, file in `folder`, features) one by one; what is there already is read."""
+def extract_files(
+    images: Sequence[Path], pipeline: Pipeline, folder: Path, *, masks: Mapping[Path, Path] | None = None
+) -> Iterator[tuple[Path, Path, Features | InputError]]:
+    """Features of image files, one by one: (image, file in `folder`, features, or why there are none).
+
+    What is there already is read. Raises WriteError where nothing can be written.
+    """
     cache = FeatureCache(pipeline, folder)
     for image in images:
-        yield image, cache.path(image), cache.get(image)[0]
+        mask = None if masks is None else masks.get(image)
+        path = folder
+        try:
+            path = cache.path(image, mask)
+            yield image, path, cache.get(image, mask)[0]
+        except (InputError, OSError) as error:
+            if not _is_of_one_image(error):
+                raise
+            yield image, path, error if isinstance(error, InputError) else InputError(str(error))
+
+
+def _matched(jobs: Sequence[_Job], pipeline: Pipeline) -> list[MatchResult | InputError]:
+    """Match a batch; where that fails, each pair alone, so that one pair's fault is not another's."""
+    pipeline.timings_ms.pop("match", None)
+    if not jobs:
+        return []
+    candidates = [job.features for job in jobs]
+    try:
+        results = pipeline.match_features([first[0] for first, _ in candidates], [second for _, second in candidates])
+    except InputError as error:
+        return [error] if len(jobs) == 1 else [result for job in jobs for result in _matched([job], pipeline)]
+    for job in jobs:
+        job.timings_ms["match"] = pipeline.timings_ms["match"] / len(jobs)
+    return list(results)
+
+
+class _Run:
+    """What the pairs of a run share."""
+
+    def __init__(self, pipeline: Pipeline, outputs: Outputs, masks: Masks) -> None:
+        self.pipeline, self.outputs, self.masks = pipeline, outputs, masks
+        self.cache = FeatureCache(pipeline, outputs.folder / "features")
+        self.key = repr((matching_key(pipeline), outputs.formats, outputs.picture, _versions()))
+        self.reports = outputs.folder / "reports"
+        self._reported = {folded(path.stem) for path in self.reports.glob("*.json")}
+        files = outputs.folder.iterdir() if outputs.folder.is_dir() else ()
+        self._present = {folded(path.stem) for path in files if path.suffix.lower() in _SUFFIXES}
+        self._claimed: dict[str, Pair] = {}
+
+    def masks_of(self, images: Pair) -> tuple[Path | None, Path | None]:
+        """Return the masks of both images."""
+        if isinstance(self.masks, tuple):
+            return self.masks
+        return self.masks.get(images[0]), self.masks.get(images[1])
+
+    def name(self, images: Pair, key: str) -> str:
+        """Return the name of a pair's results, which nothing of another pair has; see the module."""
+        plain = pair_name(images[0].stem, images[1].stem)
+        name = plain if self._is_free(plain, images, key) else distinguished(plain, "\n".join(_paths(images)))
+        self._claimed[folded(name)] = images
+        return name
+
+    def report(self, name: str) -> dict[str, Any]:
+        """Return what an earlier run reported under a name; nothing where there is no report, or a damaged one."""
+        try:
+            return read_signed_json(self.reports / f"{name}.json")
+        except InputError:
+            return {}
+
+    def _is_free(self, name: str, images: Pair, key: str) -> bool:
+        if folded(name) in self._claimed:
+            return _paths(self._claimed[folded(name)]) == _paths(images)
+        if folded(name) not in self._reported:
+            return folded(name) not in self._present
+        told = self.report(name)
+        known = told.get("images") or [str(Path(told[view]).resolve()) for view in ("image0", "image1") if view in told]
+        moved = told.get("key") == key and not any(_is_file(Path(path)) for path in known)
+        return not told or known == _paths(images) or moved
 
 
 class _Job:
     """One pair on its way to a report."""
 
-    def __init__(self, images: tuple[Path, Path], masks: tuple[Path | None, Path | None], name: str) -> None:
-        self.images, self.masks, self.name = images, masks, name
+    def __init__(self, images: Pair, run: _Run) -> None:
+        self.images, self.run, self.masks = images, run, run.masks_of(images)
         self.report: PairReport | None = None
         self.features: tuple[list[Features], list[Features]] = ([], [])
         self.timings_ms: dict[str, float] = {}
-        self.key = ""
+        self.key = self.name = ""
 
-    def load(self, cache: FeatureCache, outputs: Outputs) -> None:
+    def load(self) -> None:
         """Find an earlier report, or else the features of both images."""
-        pipeline = cache.pipeline
+        cache, pipeline = self.run.cache, self.run.pipeline
         try:
             keys = [cache.key(image, mask) for image, mask in zip(self.images, self.masks, strict=True)]
-            self.key = _sha256(repr((keys, matching_key(pipeline), outputs.formats, outputs.picture)))
-            self.report = self._earlier(outputs)
+            self.key = _sha256(repr((keys, self.run.key)).encode())
+            self.name = self.run.name(self.images, self.key)
+            self.report = self._earlier()
             if self.report is None:
                 before = dict(pipeline.timings_ms)
                 self.features = (
@@ -158,29 +229,37 @@ class _Job:
                 )
                 after = pipeline.timings_ms
                 self.timings_ms = {k: after[k] - before.get(k, 0.0) for k in ("read", "extract") if k in after}
-        except WriteError:  # the folder's fault and not the pair's: no use to go on
-            raise
         except (InputError, OSError) as error:
-            self.report = PairReport(**self._head(pipeline), error=str(error))
+            self._fail(error)
 
-    def finish(self, result: MatchResult, pipeline: Pipeline, outputs: Outputs) -> None:
+    def finish(self, result: MatchResult | InputError) -> None:
         """Verify, write, and report."""
+        try:
+            if isinstance(result, InputError):
+                raise result
+            self._write(result)
+        except (InputError, OSError) as error:
+            self._fail(error)
+
+    def _write(self, result: MatchResult) -> None:
+        run, pipeline = self.run, self.run.pipeline
+        self._report({"key": None})  # a claim to the name; from here on no report describes the files that go
         with pipeline.timed("verify"):
             robust = two_view(result, pipeline.options)
         written = []
         with pipeline.timed("write"):
-            for suffix in outputs.formats:
-                path = outputs.folder / f"{self.name}.{suffix}"
-                save_matches(path, result.matches, result.features0, result.features1)
-                written.append(str(path))
-            if outputs.picture:
-                written.append(str(_draw(self.images, result, robust, pipeline, outputs.folder / f"{self.name}.png")))
+            for suffix in run.outputs.formats:
+                written.append(run.outputs.folder / f"{self.name}.{suffix}")
+                save_matches(written[-1], result.matches, result.features0, result.features1)
+            if run.outputs.picture:
+                path = run.outputs.folder / f"{self.name}.png"
+                written.append(_draw(self.images, result, robust, pipeline, path))
         for stage in ("verify", "write"):
             self.timings_ms[stage] = pipeline.timings_ms.pop(stage)
-        counts = [one.keypoints.shape[1] for one in (result.features0, result.features1)]
+        counts = [features.keypoints.shape[1] for features in (result.features0, result.features1)]
         stop = result.matches.stop_layer
-        self.report = PairReport(
-            **self._head(pipeline),
+        report = PairReport(
+            **self._head(),
             num_keypoints0=counts[0],
             num_keypoints1=counts[1],
             num_matches=len(result.scores),
@@ -188,39 +267,53 @@ class _Job:
             model=None if robust is None or robust.model is None else robust.kind,
             stop_layer=None if stop is None else int(stop[0]),
             timings_ms={stage: round(ms, 1) for stage, ms in self.timings_ms.items()},
-            outputs=written,
+            outputs=[str(path) for path in written],
         )
-        with write_atomically(self._report_path(outputs)) as temporary:
-            temporary.write_text(json.dumps({"key": self.key, **asdict(self.report)}, indent=1))
+        hashes = {path.name: _sha256(path.read_bytes()) for path in written}
+        self._report({"key": self.key, "hashes": hashes, **asdict(report)})
+        self.report = report
 
-    def _head(self, pipeline: Pipeline) -> dict[str, Any]:
+    def _report(self, told: dict[str, Any]) -> None:
+        write_signed_json(self.run.reports / f"{self.name}.json", {"images": _paths(self.images), **told})
+
+    def _fail(self, error: InputError | OSError) -> None:
+        """Report the error, unless it is not of this pair: a full disk, a folder that cannot be written."""
+        if not _is_of_one_image(error):
+            raise error
+        self.report = PairReport(**self._head(), error=str(error))
+
+    def _head(self) -> dict[str, Any]:
         return {
             "image0": str(self.images[0]),
             "image1": str(self.images[1]),
-            "extractor": pipeline.extractor.signature.extractor,
-            "matcher": pipeline.matcher.name,
+            "extractor": self.run.pipeline.extractor.signature.extractor,
+            "matcher": self.run.pipeline.matcher.name,
         }
 
-    def _report_path(self, outputs: Outputs) -> Path:
-        return outputs.folder / "reports" / f"{self.name}.json"
-
-    def _earlier(self, outputs: Outputs) -> PairReport | None:
-        """The report of an earlier run of the same pair and options, if all it wrote is still there."""
+    def _earlier(self) -> PairReport | None:
+        """Return the report of an earlier run of the same key, if the files it describes are there, and no others."""
+        told, folder = self.run.report(self.name), self.run.outputs.folder
+        if told.pop("key", None) != self.key:
+            return None
         try:
-            earlier = json.loads(self._report_path(outputs).read_text())
-            if earlier.pop("key") != self.key or not all(Path(path).is_file() for path in earlier["outputs"]):
+            hashes = told.pop("hashes")
+            if not hashes or any(_sha256((folder / name).read_bytes()) != known for name, known in hashes.items()):
                 return None
-            return PairReport(**(earlier | {"reused": True}))
-        except (OSError, ValueError, KeyError, TypeError):
+            images = told.pop("images")
+            now = {**self._head(), "outputs": [str(folder / name) for name in hashes]}
+            report = PairReport(**(told | now))
+            if images != _paths(self.images):  # the photos have moved
+                self._report({"key": self.key, "hashes": hashes, **asdict(report)})
+            return replace(report, reused=True)
+        except (OSError, KeyError, TypeError, AttributeError):
             return None
 
 
-def _draw(
-    images: tuple[Path, Path], result: MatchResult, robust: RobustResult | None, pipeline: Pipeline, path: Path
-) -> Path:
-    """The picture of a pair, both images as the extractor saw them."""
+def _draw(images: Pair, result: MatchResult, robust: RobustResult | None, pipeline: Pipeline, path: Path) -> Path:
+    """Draw the picture of a pair, both images as the extractor saw them."""
     from isinglass.viz import plot_pair, save_figure
 
+    title = "  -  ".join(printable(image.name).replace("$", r"\$") for image in images)  # "$" begins a formula
     figure = plot_pair(
         as_seen(images[0], turns_of(result.features0)).image,
         as_seen(images[1], turns_of(result.features1)).image,
@@ -229,18 +322,40 @@ def _draw(
         result.matches,
         inliers=None if robust is None else np.asarray(robust.inliers),
         num_layers=pipeline.num_layers,
-        title=f"{images[0].name}  -  {images[1].name}",
+        title=title,
     )
     return save_figure(figure, path)
 
 
-def _names(pairs: Sequence[tuple[Path, Path]]) -> list[str]:
-    """A file name for each pair: both stems, and a hash where two pairs would share them."""
-    plain = [f"{image0.stem}-{image1.stem}" for image0, image1 in pairs]
-    count = Counter(plain)
-    hashes = [_sha256(f"{image0}\n{image1}")[:8] for image0, image1 in pairs]
-    return [name if count[name] == 1 else f"{name}-{code}" for name, code in zip(plain, hashes, strict=True)]
+def _is_of_one_image(error: Exception) -> bool:
+    """Return whether an error is of one image or name, and others can be done."""
+    if isinstance(error, WriteError):
+        cause = error.__cause__
+        return isinstance(cause, OSError) and cause.errno in _OF_ONE_NAME
+    return not (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS))
 
 
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or holds a zero byte
+        return False
+
+
+def _paths(images: Pair) -> list[str]:
+    return [str(image.resolve()) for image in images]
+
+
+def _versions() -> list[str]:
+    """Versions of what results depend on beside the models."""
+    found = []
+    for package in ("isinglass", "poselib"):
+        try:
+            found.append(version(package))
+        except PackageNotFoundError:
+            found.append("none")
+    return found
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

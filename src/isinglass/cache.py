@@ -3,42 +3,59 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
 
 from isinglass.errors import InputError
 from isinglass.files import load_features, save_features
 from isinglass.images import reading_version
+from isinglass.names import file_name
+from isinglass.options import feature_settings, features_key, matching_options
 from isinglass.pipeline import Pipeline
 from isinglass.types import Features
 
 FEATURES_IN_MEMORY = 64  # images; about 1 MB each
+_SETTINGS = ("name", "weights_id", "config", "compute_dtype")  # of a model of this package
 
 
 def matching_key(pipeline: Pipeline) -> str:
-    """Hex digits, of what matches depend on beside the images: all options, the weights, the matcher's settings."""
-    matcher: Any = pipeline.matcher
-    made_by = [getattr(matcher, name, None) for name in ("name", "weights_id", "config", "compute_dtype")]
-    text = repr((pipeline.options, str(pipeline.extractor.signature), made_by))
-    return hashlib.sha256(text.encode()).hexdigest()
+    """Return hex digits of all that matches depend on beside the images: features, options, and both models' weights.
+
+    Weights count by their content, so a model that was changed after it was loaded has another key. It takes some
+    hundredths of a second.
+    """
+    text = repr((
+        str(pipeline.extractor.signature),
+        _identity(pipeline.extractor),
+        _identity(pipeline.matcher),
+        feature_settings(pipeline.options, pipeline.tile),
+        matching_options(pipeline.options),
+    ))  # fmt: skip
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class FeatureCache:
-    """What `pipeline` extracts, as <stem>-<key>.npz in `folder`.
+    """Features that `pipeline` extracts, as <stem>-<key>.npz in `folder`; of one run, during which no model changes.
 
-    The key is of the contents of image and mask, the extractor, and the options that its features depend on; so a file
-    that is there is the right one, and a damaged one is made again.
+    The key covers the contents of image and mask, the extractor and its weights, and the options that features depend
+    on. So a file that is there is the right one, and a damaged one is made again.
     """
 
     def __init__(self, pipeline: Pipeline, folder: Path) -> None:
         self.pipeline, self.folder = pipeline, folder
         self._memory: OrderedDict[Path, Features] = OrderedDict()
-        self._hashes: dict[Path, str] = {}
+        self._hashes: dict[tuple[Path, int, int], str] = {}  # by path, size and time of the last change
+        settings = json.dumps(feature_settings(pipeline.options, pipeline.tile))
+        self._settings = settings, _identity(pipeline.extractor)
 
     def get(self, image: Path, mask: Path | None = None, turns: Sequence[int] = (0,)) -> list[Features]:
-        """Features of the image under each number of quarter turns. Raises InputError on a bad image."""
+        """Return features of the image under each number of quarter turns. Raises InputError on a bad image."""
         paths = [self.path(image, mask, turn) for turn in turns]
         missing = [turn for path, turn in zip(paths, turns, strict=True) if self._find(path) is None]
         if missing:
@@ -53,23 +70,18 @@ class FeatureCache:
         return found
 
     def path(self, image: Path, mask: Path | None = None, turn: int = 0) -> Path:
-        """The file of an image's features."""
-        return self.folder / f"{image.stem}-{self.key(image, mask)[:12]}{f'-turn{turn}' if turn else ''}.npz"
+        """Return the file of an image's features."""
+        return self.folder / file_name(image.stem, f"-{self.key(image, mask)[:12]}{f'-turn{turn}' if turn else ''}.npz")
 
     def key(self, image: Path, mask: Path | None = None) -> str:
-        """Hex digits. Raises InputError where there is no such file."""
-        o = self.pipeline.options
-        side = () if o.resize_side == "long" else (o.resize_side,)
-        stretch = () if o.stretch == "auto" else (o.stretch,)  # files made before there was a choice stay good
-        version = reading_version(image)
-        how = (o.max_keypoints, o.resize, *side, o.rotation, self.pipeline.tile, o.tile_overlap, o.min_distance)
-        how = (*how, *stretch, version) if version else (*how, *stretch)
+        """Return hex digits of all that the image's features depend on. Raises InputError where there is no file."""
+        version = reading_version(image)  # of how its format is read, where that has changed
         contents = self._hash(image), None if mask is None else self._hash(mask)
-        text = repr((contents, str(self.pipeline.extractor.signature), how))
-        return hashlib.sha256(text.encode()).hexdigest()
+        settings = (*self._settings, version) if version else self._settings
+        return features_key(contents, self.pipeline.extractor.signature, *settings)
 
     def _find(self, path: Path) -> Features | None:
-        """What is in memory or on disk, now in memory."""
+        """Return what is in memory or on disk, which is in memory then."""
         if path not in self._memory:
             if not path.is_file():
                 return None
@@ -81,8 +93,49 @@ class FeatureCache:
         return self._memory[path]
 
     def _hash(self, path: Path) -> str:
-        if path not in self._hashes:
-            if not path.is_file():
-                raise InputError(f"there is no file {str(path)!r}; expected an image. Check the path")
-            self._hashes[path] = hashlib.sha256(path.read_bytes()).hexdigest()
-        return self._hashes[path]
+        if not path.is_file():
+            raise InputError(f"there is no file {str(path)!r}; expected an image. Check the path")
+        stat = path.stat()
+        known = path, stat.st_size, stat.st_mtime_ns
+        if known not in self._hashes:
+            try:
+                self._hashes[known] = hashlib.sha256(path.read_bytes()).hexdigest()
+            except OSError as error:
+                raise InputError(f"{str(path)!r} cannot be read ({error}). Check its permissions") from error
+        return self._hashes[known]
+
+
+def _identity(model: Any) -> list[object]:
+    """Return what a model computes with: its class, settings and weights, by content.
+
+    Of a class of somebody else all attributes count. An attribute that says nothing but its address differs in every
+    process, and so nothing of such a model is taken from an earlier one.
+    """
+    kind = type(model)
+    told: list[object] = [f"{kind.__module__}.{kind.__qualname__}"]
+    if isinstance(model, torch.nn.Module):
+        told.append(_digest(model.state_dict()))
+    if kind.__module__.split(".")[0] == "isinglass":
+        parts = (getattr(model, name, None) for name in ("detector", "describer"))  # of one made of two
+        return [
+            *told,
+            *(getattr(model, name, None) for name in _SETTINGS),
+            *(_identity(part) for part in parts if part is not None),
+        ]
+    hidden = isinstance(model, torch.nn.Module)  # what torch keeps there is in the weights
+    own = {name: value for name, value in getattr(model, "__dict__", {}).items() if not (hidden and name[0] == "_")}
+    return [*told, sorted((name, _digest({name: value})) for name, value in own.items())]
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256()
+    for name, value in values.items():
+        array = value.detach().cpu() if isinstance(value, torch.Tensor) else value
+        if isinstance(array, torch.Tensor):
+            digest.update(repr((name, array.dtype, tuple(array.shape))).encode())
+            digest.update(array.contiguous().flatten().view(torch.uint8).numpy().data)
+        elif isinstance(array, np.ndarray):
+            digest.update(repr((name, array.dtype, array.shape)).encode() + array.tobytes())
+        else:
+            digest.update(repr((name, value)).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()

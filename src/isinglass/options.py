@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Literal, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack
 
 from isinglass.errors import InputError
+
+# Options that features do not depend on: the extractor is named by its signature, the memory shows in the tile, and
+# the others are of matching. An option that is not in this list counts.
+NOT_OF_FEATURES = frozenset({
+    "extractor", "matcher", "memory_mb", "adaptive", "filter_threshold", "ratio", "precision", "device",
+    "accept_licence",
+})  # fmt: skip
+# Options that matches do not depend on, or that other parts of a key say better: signature, weights, dtype, tile.
+NOT_OF_MATCHES = frozenset({"extractor", "matcher", "memory_mb", "precision", "device", "accept_licence"})
+_ALWAYS_RECORDED = frozenset(
+    {"max_keypoints", "resize", "resize_side", "rotation", "tile", "tile_overlap", "min_distance"}
+)
 
 
 class OptionsDict(TypedDict, total=False):
@@ -109,3 +122,33 @@ class Options:
         """Px of the largest of some original images (width, height) that one px of it as extracted is; at least 1."""
         sides = [max(size) if self.resize_side == "long" else min(size) for size in sizes]
         return 1.0 if self.resize is None else max(1.0, max(sides) / self.resize)
+
+
+def feature_settings(options: Options, tile: int | None) -> dict[str, Any]:
+    """Return what features depend on beside photo, mask and extractor; every cache and store takes it from here.
+
+    An option counts unless NOT_OF_FEATURES names it. Options that came after the first stores were written are
+    recorded only where they differ from their default, so that those stores stay equal.
+
+    tile  the side, in px, that images are really cut into: the option, or what the memory asks for
+    """
+    defaults = {field.name: field.default for field in fields(options)}
+    values = {name: getattr(options, name) for name in defaults if name not in NOT_OF_FEATURES}
+    values["rotation"] = "none" if options.rotation == "none" else "exif"  # "auto" turns what "exif" gives
+    values |= {"tile": tile, "tile_overlap": None if tile is None else options.tile_overlap}
+    return {name: value for name, value in values.items() if name in _ALWAYS_RECORDED or value != defaults[name]}
+
+
+def matching_options(options: Options) -> dict[str, Any]:
+    """Return the options that matches depend on beside the models, by name."""
+    return {field.name: getattr(options, field.name) for field in fields(options) if field.name not in NOT_OF_MATCHES}
+
+
+def features_key(made_of: object, signature: object, *settings: object) -> str:
+    """Return hex digits of all that an image's features follow from, for the names of cached files.
+
+    made_of    digests of the image and its mask
+    signature  of the extractor
+    settings   values whose `repr` says all of them
+    """
+    return hashlib.sha256(repr((made_of, str(signature), *settings)).encode()).hexdigest()

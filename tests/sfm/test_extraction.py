@@ -44,6 +44,7 @@ def test_names_are_those_of_all_images_below(photos):
     (photos / ".cache").mkdir()
     (photos / ".cache" / "0.png").touch()
     (photos / "folder.png").mkdir()
+    (photos / "deep" / "B.JPG").write_bytes(b"not empty")
     assert image_names(photos) == ["0.png", "1.png", "deep/B.JPG", "deep/er/2.png"]
 
 

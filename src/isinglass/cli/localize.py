@@ -22,6 +22,7 @@ from isinglass.cli.common import (
     with_progress,
 )
 from isinglass.cli.maps import camera_numbers
+from isinglass.cli.photos import FOLDER_OPTIONS, Photos
 from isinglass.errors import InputError
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def _check_localize(params: Mapping[str, Any]) -> None:
 )
 @click.option("--batch", type=click.IntRange(1), default=4, show_default=True, help="Queries to match at once.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per query on stdout.")
-@options(*PIPELINE_OPTIONS, *MATCHER_OPTIONS)
+@options(*FOLDER_OPTIONS, *PIPELINE_OPTIONS, *MATCHER_OPTIONS)
 @click.pass_context
 def localize(
     context: click.Context,
@@ -125,7 +126,8 @@ def localize(
     from isinglass.sfm.localisation import LocaliseOptions, Map
     from isinglass.sfm.localised import write_results
 
-    files = _files(queries)
+    listed = Photos(settings)
+    files = [path for query in queries for path in listed.of(query)]
     camera = None if camera_model is None else _Camera(camera_model, camera_params or "")
     if photos is None:
         mapped = Map.open(map_folder, **_given(context))
@@ -143,7 +145,7 @@ def localize(
         write_results(output, results)
     count = sum(one.success for one in results)
     click.echo(f"{count} of {len(results)} found{'' if output is None else f'; poses in {output}'}", err=True)
-    return OK if all(one.readable for one in results) else SOME_FAILED
+    return OK if all(one.readable for one in results) and not listed.failed else SOME_FAILED
 
 
 class _Camera:
@@ -162,12 +164,6 @@ class _Camera:
         except InputError:
             return None  # it is reported as what cannot be read
         return camera_of(self.model, size, self.parameters)
-
-
-def _files(queries: tuple[Path, ...]) -> list[Path]:
-    from isinglass.sfm.extraction import image_names
-
-    return [file for one in queries for file in ([one / n for n in image_names(one)] if one.is_dir() else [one])]
 
 
 def _line(result: Localised) -> str:

@@ -35,6 +35,7 @@ from isinglass.cli.common import (
     options,
     take_computing,
 )
+from isinglass.cli.photos import FOLDER_OPTIONS, MASKS_HELP, Photos
 
 if TYPE_CHECKING:
     from isinglass.sfm.options import CameraOptions, MapOptions, PairOptions
@@ -114,12 +115,13 @@ def _check_map(params: Mapping[str, Any]) -> None:
     from isinglass.sfm.options import check_rotation
 
     check_rotation(params["rotation"])
-    cameras = map_options(dict(params)).cameras
+    chosen = map_options(dict(params))
+    cameras = chosen.cameras
     if cameras.params is not None or cameras.share in ("single", "folder"):
+        from isinglass.images.folder import list_photos
         from isinglass.sfm.cameras import find_cameras
-        from isinglass.sfm.extraction import image_names
 
-        find_cameras(params["photos"], image_names(params["photos"]), cameras)
+        find_cameras(params["photos"], list_photos(params["photos"], chosen.selection).names, cameras)
 
 
 @click.command(
@@ -138,7 +140,7 @@ def _check_map(params: Mapping[str, Any]) -> None:
     show_default=True,
     help="Mapper of COLMAP; hybrid refines and completes the global one's result by the incremental one.",
 )
-@click.option("--masks", type=PRESENT, help="Masks, <photo>.png in a folder; keypoints only where they are not black.")
+@click.option("--masks", type=PRESENT, help=MASKS_HELP)
 @click.option(
     "--least-inliers",
     type=click.IntRange(8),
@@ -155,7 +157,7 @@ def _check_map(params: Mapping[str, Any]) -> None:
     help="Memory in MB for features while matching.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on stdout.")
-@options(*CLUSTER_OPTIONS, *PAIR_OPTIONS, *CAMERA_OPTIONS, *PIPELINE_OPTIONS, *MATCHER_OPTIONS)
+@options(*CLUSTER_OPTIONS, *PAIR_OPTIONS, *CAMERA_OPTIONS, *FOLDER_OPTIONS, *PIPELINE_OPTIONS, *MATCHER_OPTIONS)
 def make(photos: Path, output: Path, as_json: bool, **settings: Any) -> int:
     """Make a map of all photos in and below PHOTOS: features, pairs, matches, a COLMAP model, and a page to look at.
 
@@ -163,7 +165,9 @@ def make(photos: Path, output: Path, as_json: bool, **settings: Any) -> int:
     """
     from isinglass.sfm.mapping import make_map
 
+    settings["photos"] = photos
     chosen = map_options(settings)
+    del settings["photos"]
     computing = take_computing(settings, workers=chosen.workers, memory_mb=chosen.memory_mb)
     view = _View(chosen)
     summary = make_map(photos, output, make_pipeline(settings), chosen, computing=computing, tell=view.tell)
@@ -230,13 +234,15 @@ def export_to_pairs(source: Path, output: Path, verified: bool) -> int:
 
 
 def map_options(settings: dict[str, Any]) -> MapOptions:
-    """The options of a map, taken out of a command's."""
+    """Return the options of a map, taken out of a command's."""
     from isinglass.sfm.options import MapOptions
 
     pairs = take_pair_options(settings)
     rest = {name: settings.pop(name) for name in ("mapper", "masks", "workers", "least_inliers")}
     memory_mb = settings.pop("cache_mb")
-    return MapOptions(pairs=pairs, cameras=_camera_options(settings), memory_mb=memory_mb, **rest)
+    selection = Photos(settings, rest["masks"]).selection(settings["photos"])
+    cameras = _camera_options(settings)
+    return MapOptions(pairs=pairs, cameras=cameras, memory_mb=memory_mb, selection=selection, **rest)
 
 
 def take_pair_options(settings: dict[str, Any]) -> PairOptions:

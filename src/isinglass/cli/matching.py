@@ -21,7 +21,8 @@ from isinglass.cli.common import (
     options,
     with_progress,
 )
-from isinglass.errors import InputError, WriteError
+from isinglass.cli.photos import FOLDER_OPTIONS, MASKS_HELP, Photos
+from isinglass.errors import InputError
 
 if TYPE_CHECKING:
     from isinglass.batch import PairReport
@@ -40,6 +41,8 @@ def _check_match(params: Mapping[str, Any]) -> None:
         raise click.UsageError("Give two images or folders, or --pairs FILE.")
     if params["first"] is not None and params["second"] is None and params["first"].is_file():
         raise click.UsageError(f"{str(params['first'])!r} is one image; give a second one, or a folder.")
+    if params["masks"] is not None and (params["mask0"] is not None or params["mask1"] is not None):
+        raise click.UsageError("Give --masks, or --mask0 and --mask1.")
 
 
 @click.command(cls=Command, needs=_match_needs, checks=[_check_match], short_help="Match two images, or many.")
@@ -64,7 +67,8 @@ def _check_match(params: Mapping[str, Any]) -> None:
 @click.option("--mask1", type=IMAGE, help="Mask of the second image.")
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Pairs to match at once.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per pair on stdout.")
-@options(*PIPELINE_OPTIONS, *MATCHER_OPTIONS)
+@click.option("--masks", type=PRESENT, help=MASKS_HELP)
+@options(*FOLDER_OPTIONS, *PIPELINE_OPTIONS, *MATCHER_OPTIONS)
 def match(
     first: Path | None,
     second: Path | None,
@@ -75,20 +79,30 @@ def match(
     picture: bool,
     mask0: Path | None,
     mask1: Path | None,
+    masks: Path | None,
     batch: int,
     as_json: bool,
     **settings: Any,
 ) -> int:
     """Match FIRST and SECOND: two images, an image and a folder, two folders; or all pairs within one folder.
 
+    Folders are searched with all folders in them. Results are named <FIRST>-<SECOND>, with a hash added where another
+    pair has that name in the output.
+
     A run that was stopped goes on where it was when the same command is given again.
     """
+    photos = Photos(settings, masks)
     from isinglass.batch import Outputs, list_pairs, match_files, read_pairs
 
-    jobs = read_pairs(pairs, root) if pairs is not None else list_pairs(_given(first), second)
+    if pairs is not None:
+        jobs = read_pairs(pairs, root)
+        photos.of_pairs(jobs, root or pairs.parent)
+    else:
+        jobs = list_pairs(_given(first), second, photos.of)
+    mask_of = (mask0, mask1) if masks is None else photos.found_masks()
     outputs = Outputs(folder=output, formats=formats, picture=picture)
     pipeline = make_pipeline(settings)
-    reports = match_files(jobs, pipeline, outputs, masks=(mask0, mask1), batch_size=batch)
+    reports = match_files(jobs, pipeline, outputs, masks=mask_of, batch_size=batch)
     failed = 0
     for report in with_progress(reports, len(jobs), "matching"):
         failed += report.error is not None
@@ -98,7 +112,7 @@ def match(
             _show(report, pipeline)
     if len(jobs) > 1:
         click.echo(f"{len(jobs) - failed} of {len(jobs)} pairs matched; results in {output}", err=True)
-    return SOME_FAILED if failed else OK
+    return SOME_FAILED if failed or photos.failed else OK
 
 
 @click.command(cls=Command, short_help="Extract features of images into files.")
@@ -107,22 +121,22 @@ def match(
     "-o", "--output", type=OUTPUT_FOLDER, default=Path("features"), show_default=True, help="Folder of the results."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per image on stdout.")
-@options(*PIPELINE_OPTIONS)
-def extract(images: tuple[Path, ...], output: Path, as_json: bool, **settings: Any) -> int:
-    """Extract features of IMAGES (files or folders) into one npz file each."""
-    from isinglass.batch import extract_files, list_images
+@click.option("--masks", type=PRESENT, help=MASKS_HELP)
+@options(*FOLDER_OPTIONS, *PIPELINE_OPTIONS)
+def extract(images: tuple[Path, ...], output: Path, as_json: bool, masks: Path | None, **settings: Any) -> int:
+    """Extract features of IMAGES (files, or folders with all folders in them) into one npz file each."""
+    photos = Photos(settings, masks)
+    files = list(dict.fromkeys(path for image in images for path in photos.of(image)))
+    mask_of = photos.found_masks()
+    from isinglass.batch import extract_files
 
-    files = [file for image in images for file in (list_images(image) if image.is_dir() else [image])]
     pipeline = make_pipeline({**settings, "matcher": "nearest"})
-    failed = 0
-    for image in with_progress(files, len(files), "extracting"):
-        try:
-            ((_, path, features),) = extract_files([image], pipeline, output)
-        except WriteError:
-            raise
-        except InputError as error:
+    failed = photos.failed
+    extracted = extract_files(files, pipeline, output, masks=mask_of)
+    for image, path, features in with_progress(extracted, len(files), "extracting"):
+        if isinstance(features, InputError):
             failed += 1
-            complain(error, SOME_FAILED)
+            complain(features, SOME_FAILED)
             continue
         count = features.keypoints.shape[1]
         if as_json:

@@ -21,6 +21,7 @@ from isinglass.cli.common import (
     options,
 )
 from isinglass.cli.maps import PAIR_OPTIONS, take_pair_options
+from isinglass.cli.photos import FOLDER_OPTIONS, Photos
 
 if TYPE_CHECKING:
     from isinglass.sfm.choice import Chosen
@@ -65,7 +66,7 @@ def _check_pairs(params: Mapping[str, Any]) -> None:
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the retrieval vocabulary.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-@options(*PAIR_OPTIONS, *PIPELINE_OPTIONS, *MATCHER_OPTIONS)
+@options(*PAIR_OPTIONS, *FOLDER_OPTIONS, *PIPELINE_OPTIONS, *MATCHER_OPTIONS)
 def pairs(
     source: Path,
     output: Path,
@@ -96,17 +97,19 @@ def pairs(
     finally:
         images.close()
     write_pairs(output, chosen.pairs)
-    _tell(chosen, names, output, as_json)
+    _tell(chosen, names, images.listed.left_out, output, as_json)
     for problem in images.problems.values():
         complain(problem, SOME_FAILED)
-    return SOME_FAILED if images.problems else OK
+    return SOME_FAILED if images.problems or images.listed.failed else OK
 
 
-def _tell(chosen: Chosen, names: Sequence[str], output: Path, as_json: bool) -> None:
+def _tell(
+    chosen: Chosen, names: Sequence[str], left_out: Sequence[dict[str, Any]], output: Path, as_json: bool
+) -> None:
     every = len(names) * (len(names) - 1) // 2
     if as_json:
         found = {"images": len(names), "pairs": len(chosen.pairs), "of": every, "how": chosen.how}
-        click.echo(json.dumps({**found, "notes": chosen.notes, "output": str(output)}))
+        click.echo(json.dumps({**found, "notes": chosen.notes, "left_out": left_out, "output": str(output)}))
         return
     for note in chosen.notes:
         click.echo(note, err=True)
@@ -118,7 +121,7 @@ class _Images:
     """What the command's images are, and what is made of them when it is needed."""
 
     def __init__(self, source: Path, output: Path, settings: dict[str, Any]) -> None:
-        self.source, self.settings = source, settings
+        self.source, self.listed, self.settings = source, Photos(settings), settings
         self.photos = source
         self.features_file = source if source.is_file() else output.with_name("features.h5")
         self.retrieval_file = output.with_name("retrieval.npz")
@@ -129,9 +132,9 @@ class _Images:
         """Of all images that can be used; features are extracted where pairs are to be chosen by them."""
         if self.source.is_file():
             return list(self.opened())
-        from isinglass.sfm.extraction import extract_images, image_names
+        found = self.listed.names_in(self.source)
+        from isinglass.sfm.extraction import extract_images
 
-        found = image_names(self.source)
         if not self._needs_features(found, chosen):
             return found
         pipeline = make_pipeline({**self.settings, "matcher": "nearest"})

@@ -21,6 +21,7 @@ from isinglass.cli.common import (
     make_pipeline,
     options,
 )
+from isinglass.cli.photos import FOLDER_OPTIONS, Photos
 
 if TYPE_CHECKING:
     from isinglass.sfm.sequences import TrackSummary
@@ -87,13 +88,17 @@ TRACK_OPTIONS = (
     "--every", type=click.IntRange(1), default=1, show_default=True, help="Step between the frames that are read."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on stdout.")
-@options(*TRACK_OPTIONS, *PIPELINE_OPTIONS, *MATCHER_OPTIONS)
+@options(*TRACK_OPTIONS, *FOLDER_OPTIONS, *PIPELINE_OPTIONS, *MATCHER_OPTIONS)
 def track(source: Path, output: Path, every: int, as_json: bool, **settings: Any) -> int:
     """Track points through SOURCE: a video, or a folder of frames in the order of their names.
 
     Writes keyframes (images/, features.h5, matches.h5: `isinglass map OUTPUT/images -o OUTPUT` goes on from there),
     tracks.npz and track.json. A run that was stopped goes on where it was when the same command is given again.
     """
+    listed = Photos(settings)
+    selection = listed.selection(source)
+    if source.is_dir():
+        listed.say_left_out(source)
     from dataclasses import fields
 
     from isinglass.sfm.sequences import track_sequence
@@ -101,7 +106,8 @@ def track(source: Path, output: Path, every: int, as_json: bool, **settings: Any
 
     chosen = TrackOptions(**{one.name: settings.pop(one.name) for one in fields(TrackOptions)})
     live = _Live()
-    summary = track_sequence(source, output, make_pipeline(settings), chosen, every=every, tell=live.tell)
+    pipeline = make_pipeline(settings)
+    summary = track_sequence(source, output, pipeline, chosen, every=every, selection=selection, tell=live.tell)
     live.end()
     for problem in summary.problems:
         complain(problem, SOME_FAILED)

@@ -24,6 +24,7 @@ from isinglass.cli.common import (
     pipeline_options,
     take_computing,
 )
+from isinglass.cli.photos import FOLDER_OPTIONS, MASKS_HELP, Photos
 from isinglass.errors import InputError
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def _check_match_many(params: Mapping[str, Any]) -> None:
 @click.option(
     "-o", "--output", type=OUTPUT_FILE, default=Path("matches.h5"), show_default=True, help="File of the matches."
 )
-@click.option("--masks", type=PRESENT, help="Masks, <photo>.png in a folder; keypoints only where they are not black.")
+@click.option("--masks", type=PRESENT, help=MASKS_HELP)
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Number of processes that match.")
 @click.option(
     "--cache-mb",
@@ -71,7 +72,7 @@ def _check_match_many(params: Mapping[str, Any]) -> None:
     help="Memory in MB for features while matching.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-@options(*CLUSTER_OPTIONS, *PIPELINE_OPTIONS, *MATCHER_OPTIONS)
+@options(*CLUSTER_OPTIONS, *FOLDER_OPTIONS, *PIPELINE_OPTIONS, *MATCHER_OPTIONS)
 def match_many(
     source: Path,
     pairs: str,
@@ -87,19 +88,21 @@ def match_many(
     PAIRS is a text file of two names per line, such as `isinglass pairs` writes, or "all". The files are as those of
     hloc. A run that was stopped goes on where it was when the same command is given again.
     """
+    photos = Photos(settings, masks)
     computing = take_computing(settings, workers=workers, memory_mb=cache_mb)
     store, filled = source, None
     if not source.is_file():
         store = output.with_name("features.h5")
-        filled = _extracted(source, store, masks, settings, computing)
+        filled = _extracted(source, store, photos, settings, computing)
     else:
         _check_extractor(source, settings["extractor"])
     result = _matched(store, pairs, output, settings, computing)
-    failed = _complain(filled, result)
+    failed = _complain(filled, result) or photos.failed > 0
     if as_json:
-        told = {"made": result.made, "reused": result.reused, "failed": len(result.problems)}
+        told: dict[str, Any] = {"made": result.made, "reused": result.reused, "failed": len(result.problems)}
         images = None if filled is None else {"made": filled.made, "reused": filled.reused}
-        click.echo(json.dumps({**told, "seconds": result.seconds, "images": images, "output": str(output)}))
+        told |= {"seconds": result.seconds, "images": images, "left_out": photos.left_out, "output": str(output)}
+        click.echo(json.dumps(told))
     else:
         rate = f" ({result.made / result.seconds:.1f} a second)" if result.made else ""
         click.echo(f"{result.made} pairs matched{rate}, {result.reused} were there; {output}", err=True)
@@ -121,15 +124,15 @@ def _check_extractor(store: Path, extractor: str) -> None:
         )
 
 
-def _extracted(photos: Path, store: Path, masks: Path | None, settings: dict[str, Any], computing: Computing) -> Filled:
+def _extracted(source: Path, store: Path, photos: Photos, settings: dict[str, Any], computing: Computing) -> Filled:
+    names = photos.names_in(source)
+    photos.found_masks()
     from isinglass.pipeline import Pipeline
-    from isinglass.sfm.extraction import image_names
 
-    names = image_names(photos)
     values = pipeline_options(settings)
     values |= {"matcher": "nearest", "filter_threshold": None, "ratio": None}  # it only extracts
     with _shown("extracting") as tell:
-        return computing.extract(store, photos, names, Pipeline(**values), masks=masks, tell=tell)
+        return computing.extract(store, source, names, Pipeline(**values), masks=photos.masks, tell=tell)
 
 
 def _matched(store: Path, pairs: str, output: Path, settings: dict[str, Any], computing: Computing) -> Matched:
@@ -147,9 +150,16 @@ def _matched(store: Path, pairs: str, output: Path, settings: dict[str, Any], co
 
 
 def _pairs(pairs: str, names: list[str]) -> list[Pair]:
-    from isinglass.sfm.pairs import exhaustive, read_pairs
+    from isinglass.files.lists import read_pair_list
+    from isinglass.sfm.pairs import exhaustive, in_order
 
-    return exhaustive(names) if pairs == "all" else read_pairs(pairs)
+    if pairs == "all":
+        return exhaustive(names)
+    found = read_pair_list(pairs, names)
+    for problem in found.problems.values():
+        complain(problem, SOME_FAILED)
+    listed = {name: None for pair in found.pairs for name in pair}
+    return in_order(found.pairs, sorted(listed))
 
 
 def _complain(filled: Filled | None, result: Matched) -> bool:

@@ -9,8 +9,8 @@ from typing import TypeVar
 
 from isinglass.datasets.pairs import Benchmark, EvalPair
 from isinglass.errors import InputError
-
-IMAGE_SUFFIXES = (".ppm", ".pgm", ".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+from isinglass.images.folder import list_photos
+from isinglass.images.formats import IMAGE_SUFFIXES
 
 PathLike = str | os.PathLike[str]
 _Item = TypeVar("_Item")
@@ -25,11 +25,14 @@ def existing_folder(folder: PathLike, holds: str) -> Path:
 
 
 def image_files(folder: Path) -> Iterator[Path]:
-    """The images in a folder and the folders in it, in the order of their paths; hidden ones are left out."""
-    for file in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-        if file.suffix.lower() in IMAGE_SUFFIXES and not hidden and file.is_file():
-            yield file
+    """Yield the photos in and below a folder, as `images.folder.list_photos` finds them, by name.
+
+    Photos that cannot be read come, too: whoever reads them says so.
+    """
+    listing = list_photos(folder, allow_none=True)
+    for name in sorted([*listing.names, *listing.problems]):
+        if (folder / name).is_file():
+            yield folder / name
 
 
 def image_of(folder: Path, stem: str) -> Path:

@@ -23,6 +23,7 @@ import numpy as np
 from isinglass.datasets.layout import PathLike, collected, read_text
 from isinglass.datasets.pairs import Benchmark, Depth, EvalPair, Floats, Pose
 from isinglass.errors import InputError
+from isinglass.files.lists import tokens_of
 from isinglass.geometry.camera import is_rotation
 
 COLMAP_CENTRE = 0.5  # where COLMAP has the centre of the top-left pixel
@@ -66,8 +67,11 @@ def load_superglue_pairs(
         pixel_centre=pixel_centre,
         repeats=Counter(),
     )
-    lines = [(number, line.split()) for number, line in enumerate(text.splitlines(), start=1)]
-    lines = [(number, columns) for number, columns in lines if columns and not columns[0].startswith("#")]
+    lines = [
+        (number, tokens_of(line))
+        for number, line in enumerate(text.splitlines(), start=1)
+        if line.strip() and not line.lstrip().startswith("#")
+    ]
     common = _common_folders([columns[0] for _, columns in lines])
     return collected(
         name or file.resolve().parent.name,

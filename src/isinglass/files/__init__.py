@@ -1,8 +1,21 @@
-"""Features and matches on disk."""
+"""Features, matches, lists and other texts on disk.
 
-from isinglass.files.atomic import PathLike, write_atomically
-from isinglass.files.integrity import read_signed_json, signed_json, verify_json, write_signed_json
-from isinglass.files.single import SavedMatches, load_features, load_matches, save_features, save_matches
+Names are resolved at first use: what reads a list or writes a text does not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from isinglass.files.atomic import PathLike, write_atomically
+    from isinglass.files.integrity import read_signed_json, signed_json, verify_json, write_signed_json
+    from isinglass.files.single import SavedMatches, load_features, load_matches, save_features, save_matches
+
+_HOMES = {
+    "atomic": ("PathLike", "write_atomically"),
+    "integrity": ("read_signed_json", "signed_json", "verify_json", "write_signed_json"),
+    "single": ("SavedMatches", "load_features", "load_matches", "save_features", "save_matches"),
+}
 
 __all__ = [
     "PathLike",
@@ -17,3 +30,14 @@ __all__ = [
     "write_atomically",
     "write_signed_json",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"isinglass.files.{home}"), name)
+    raise AttributeError(f"module 'isinglass.files' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

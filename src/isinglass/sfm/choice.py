@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from isinglass.files import PathLike
+from isinglass.files.lists import read_pair_list
+from isinglass.names import printable
 from isinglass.sfm.gps import positions
 from isinglass.sfm.options import PairOptions
-from isinglass.sfm.pairs import covisible, exhaustive, in_order, in_sequence, promising, read_pairs, sequential, spatial
+from isinglass.sfm.pairs import covisible, exhaustive, in_order, in_sequence, promising, sequential, spatial
 from isinglass.sfm.progress import Tell
 from isinglass.sfm.retrieval import Retrieval
 from isinglass.sfm.store import FeatureStore, Pair
@@ -50,7 +52,7 @@ def choose_pairs(
     elif how == "retrieval":
         pairs = in_order(retrieval().pairs(names, options.neighbours, among=names), names)
     else:
-        pairs = _given(names, options, notes)
+        pairs = _given(names, photos, options, notes)
     return Chosen(pairs=pairs, how=how, notes=notes)
 
 
@@ -81,18 +83,21 @@ def _spatial(
     return in_order([*pairs, *retrieval().pairs(sorted(without), options.neighbours, among=names)], names)
 
 
-def _given(names: Sequence[str], options: PairOptions, notes: list[str]) -> list[Pair]:
+def _given(names: Sequence[str], photos: PathLike, options: PairOptions, notes: list[str]) -> list[Pair]:
     """Of a file or a model; pairs of images that are not among `names` are left out."""
     if options.how == "file":
         assert options.file is not None
-        pairs, source = read_pairs(options.file), options.file
+        listed, source = read_pair_list(options.file, names, photos), options.file
+        pairs = listed.pairs
+        notes += listed.problems.values()
     else:
         pairs, source = covisible(options.model, neighbours=options.neighbours), options.model
     known = set(names)
     kept = [pair for pair in pairs if known.issuperset(pair)]
     if len(kept) < len(pairs):
-        one = next(name for pair in pairs for name in pair if name not in known)
-        notes.append(f"{len(pairs) - len(kept)} of {len(pairs)} pairs of {str(source)!r} name other photos ({one})")
+        others = sorted({printable(name) for pair in pairs for name in pair if name not in known})
+        shown = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
+        notes.append(f"{len(pairs) - len(kept)} of {len(pairs)} pairs of {str(source)!r} name other photos ({shown})")
     return in_order(kept, names)
 
 

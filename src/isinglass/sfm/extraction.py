@@ -14,9 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from isinglass import options
 from isinglass.errors import InputError
 from isinglass.files import PathLike
-from isinglass.images import IMAGE_SUFFIXES, reading_version
+from isinglass.images import reading_version
+from isinglass.images.folder import list_photos
+from isinglass.images.masks import find_masks
 from isinglass.pipeline import Pipeline
 from isinglass.sfm.progress import Tell
 from isinglass.sfm.store import FeatureStore, check_name
@@ -35,37 +38,13 @@ class Filled:
 
 
 def image_names(folder: PathLike) -> list[str]:
-    """The names of all image files in and below a folder, sorted. What is hidden (".x") is left out.
-
-    Raises InputError where there are none.
-    """
-    root = Path(folder)
-    if not root.is_dir():
-        raise InputError(f"there is no folder {str(root)!r}; expected one of photos. Check the path")
-    files = (file for file in root.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
-    names = sorted(file.relative_to(root).as_posix() for file in files)
-    shown = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
-    if not shown:
-        raise InputError(f"there is no image in or below {str(root)!r}; expected files {', '.join(IMAGE_SUFFIXES)}")
-    return shown
+    """Return the names of the photos in and below a folder, as `images.folder.list_photos` does, which says more."""
+    return list_photos(folder).names
 
 
 def feature_settings(pipeline: Pipeline) -> str:
-    """What features depend on beside photo, mask and extractor, as a store's `settings`."""
-    o = pipeline.options
-    stretch = {} if o.stretch == "auto" else {"stretch": o.stretch}  # stores made before there was a choice stay good
-    return json.dumps(
-        {
-            "max_keypoints": o.max_keypoints,
-            "resize": o.resize,
-            "resize_side": o.resize_side,
-            "rotation": "none" if o.rotation == "none" else "exif",
-            "tile": pipeline.tile,
-            "tile_overlap": None if pipeline.tile is None else o.tile_overlap,
-            "min_distance": o.min_distance,
-            **stretch,
-        }
-    )
+    """Return what features depend on beside photo, mask and extractor, as a store's `settings`."""
+    return json.dumps(options.feature_settings(pipeline.options, pipeline.tile))
 
 
 def extract_images(
@@ -82,9 +61,10 @@ def extract_images(
     What is there of the same contents (photo and mask) stays. A photo that cannot be read is a problem, and the others
     are done. A run that is killed loses the photos of its last seconds.
 
-    masks  folder of images <name>.png, as COLMAP has them, or <name>: keypoints only where they are not black
+    masks  folder of masks, or one mask, see `images.masks`: keypoints only where they are not black
 
-    Raises InputError for a store of another extractor or settings, WriteError where the store cannot be written.
+    Raises InputError for masks that fit no photo, and for a store of another extractor or settings; WriteError where
+    the store cannot be written.
     """
     with FeatureStore(store_path, pipeline.extractor.signature, feature_settings(pipeline)) as store:
         run = Extraction(store, Path(photos), None if masks is None else Path(masks), names, tell)
@@ -111,8 +91,9 @@ class Extraction:
     """The book of one run over photos: what is missing, by whom ever it is extracted, and what waits to be written."""
 
     def __init__(self, store: FeatureStore, photos: Path, masks: Path | None, names: Sequence[str], tell: Tell) -> None:
-        self.store, self.photos, self.masks, self.tell = store, photos, masks, tell
+        self.store, self.photos, self.tell = store, photos, tell
         self.names = list(dict.fromkeys(names))
+        self._masks = find_masks(masks, self.names, photos).of
         self.problems: dict[str, str] = {}
         self.made = self.reused = 0
         self._waiting: dict[str, Features] = {}
@@ -122,7 +103,7 @@ class Extraction:
     def missing(self) -> Iterator[Missing]:
         """The photos that are not in the store with these contents; those that cannot be read are problems."""
         for name in self.names:
-            photo, mask = self.photos / name, self._mask(name)
+            photo, mask = self.photos / name, self._masks.get(name)
             try:
                 check_name(name)
                 version = reading_version(photo)
@@ -162,11 +143,6 @@ class Extraction:
     def filled(self) -> Filled:
         """What became of the photos so far."""
         return Filled(made=self.made, reused=self.reused, problems=self.problems)
-
-    def _mask(self, name: str) -> Path | None:
-        if self.masks is None:
-            return None
-        return next((file for file in (self.masks / f"{name}.png", self.masks / name) if file.is_file()), None)
 
     def _problem(self, name: str, why: str) -> None:
         self.problems[name] = why

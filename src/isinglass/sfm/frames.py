@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +14,8 @@ import numpy as np
 
 from isinglass.errors import InputError, MissingExtra
 from isinglass.files import PathLike
-from isinglass.sfm.extraction import image_names
+from isinglass.images.folder import Selection, list_photos
+from isinglass.sfm.pairs import in_sequence
 
 _AHEAD = 2  # frames
 _SHORT = 0.99  # a container may count some frames more than it has
@@ -53,7 +53,7 @@ class Frames(Protocol):
         ...
 
 
-def open_frames(source: PathLike, every: int = 1) -> Frames:
+def open_frames(source: PathLike, every: int = 1, selection: Selection | None = None) -> Frames:
     """The frames of a video file or of a folder of images, by name, of which each `every`th is read.
 
     Names are sorted with their numbers as numbers: frame2 comes before frame10.
@@ -63,7 +63,7 @@ def open_frames(source: PathLike, every: int = 1) -> Frames:
         raise InputError(f"every is {every}; expected 1 (all frames) or more")
     path = Path(source)
     if path.is_dir():
-        return _Folder(path, every)
+        return _Folder(path, every, selection)
     if not path.is_file():
         raise InputError(f"there is no file or folder {str(path)!r}; expected a video or a folder of frames")
     return _Video(path, every)
@@ -82,13 +82,14 @@ def read_ahead(items: Iterator[_T]) -> Iterator[_T]:
 class _Folder:
     """Images in a folder and in those below it."""
 
-    def __init__(self, folder: Path, every: int) -> None:
+    def __init__(self, folder: Path, every: int, selection: Selection | None = None) -> None:
         self.folder, self.every = folder, every
-        self.names = sorted(image_names(folder), key=_numbers_as_numbers)
+        listing = list_photos(folder, selection)
+        self.names = in_sequence(listing.names)
         self.count: int | None = len(range(0, len(self.names), every))
         sizes = [(name, (folder / name).stat().st_size) for name in self.names]
         self.identity = hashlib.sha256(repr(sizes).encode()).hexdigest()
-        self.problems: list[str] = []
+        self.problems = [f"{name}: {why}" for name, why in listing.problems.items()]
 
     def read(self, start: int = 0) -> Iterator[Frame]:
         for number in range(0, len(self.names), self.every):
@@ -140,11 +141,6 @@ class _Video:
                 "folder of frames. Copy it again, or convert it (ffmpeg -i VIDEO frames/%06d.png)"
             )
         return capture
-
-
-def _numbers_as_numbers(name: str) -> list[tuple[int, int, str]]:
-    parts = re.split(r"(\d+)", name)
-    return [(0, int(part), part) if part.isdigit() else (1, 0, part) for part in parts]
 
 
 def _digest_of_ends(file: Path, ends: int = 1 << 20) -> str:

@@ -17,12 +17,14 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 from isinglass.errors import InputError
 from isinglass.files import PathLike, write_atomically
+from isinglass.images.folder import list_photos
+from isinglass.images.masks import find_masks
 from isinglass.options import Options
 from isinglass.pipeline import Pipeline
 from isinglass.pipeline import pipeline_of as pipeline_of_options
@@ -30,7 +32,7 @@ from isinglass.sfm.cameras import find_cameras
 from isinglass.sfm.choice import choose_pairs, drop_hopeless
 from isinglass.sfm.colmap import remove_database, write_database
 from isinglass.sfm.computing import Computing, Here
-from isinglass.sfm.extraction import feature_settings, image_names
+from isinglass.sfm.extraction import feature_settings
 from isinglass.sfm.map_folder import SCHEMA, read_map
 from isinglass.sfm.matching import matching_settings
 from isinglass.sfm.options import MapOptions, check_rotation
@@ -84,10 +86,12 @@ class _Making:
 
     def __init__(self, photos: Path, folder: Path, pipeline: Pipeline, options: MapOptions, tell: Tell) -> None:
         self.photos, self.folder, self.pipeline, self.options, self.tell = photos, folder, pipeline, options, tell
-        self.names = image_names(photos)
+        self.listing = list_photos(photos, replace(options.selection, masks=options.masks))
+        self.names = self.listing.names
+        self.masks = find_masks(options.masks, self.names, photos)
         self.stages = Stages(folder / "stages")
         self.problems: dict[str, str] = {}
-        self.notes: list[str] = []
+        self.notes = [*self.listing.notes, *self.masks.notes]
         self.usable: list[str] = []  # of names, those that have features
         self.features_key = ""
 
@@ -103,7 +107,8 @@ class _Making:
         verified = self.verify(database)
         models = self.reconstruct(database)
         summary = MapSummary(
-            photos=len(self.names),
+            photos=len(self.names) + len(self.listing.problems),
+            left_out=self.listing.left_out,
             problems=self.problems,
             notes=self.notes,
             pairs=len(pairs),
@@ -126,7 +131,7 @@ class _Making:
     def extract(self, computing: Computing) -> None:
         """Features of all photos that can be read."""
         stats = [_stat(self.photos / name) for name in self.names]
-        masks = [] if self.options.masks is None else sorted(map(_stat, self.options.masks.rglob("*")))
+        masks = sorted((name, _stat(mask)) for name, mask in self.masks.of.items())
         settings = feature_settings(self.pipeline)
         key = key_of(str(self.pipeline.extractor.signature), settings, self.names, stats, masks)
         path = self.folder / "features.h5"
@@ -137,7 +142,7 @@ class _Making:
             )
             return {"problems": filled.problems}
 
-        self.problems = self.stages.run("extract", key, [path], work).result["problems"]
+        self.problems = self.stages.run("extract", key, [path], work).result["problems"] | self.listing.problems
         self.store = FeatureStore(path, self.pipeline.extractor.signature, settings)
         for name in self.names:
             if name not in self.store:
@@ -291,7 +296,10 @@ class _Making:
 
 def _stat(path: Path) -> tuple[str, int, int]:
     """What changes when a file does."""
-    stat = path.stat()
+    try:
+        stat = path.stat()
+    except OSError:  # it went meanwhile
+        return path.name, -1, -1
     return path.name, stat.st_size, stat.st_mtime_ns
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from isinglass.errors import InputError, MissingExtra
+from isinglass.images.folder import Selection
 
 Share = Literal["exif", "single", "folder", "image"]
 SHARES = ("exif", "single", "folder", "image")
@@ -138,7 +139,8 @@ class PairOptions:
 class MapOptions:
     """How a map is made.
 
-    masks          folder of masks, <name of the photo>.png: keypoints only where they are not black
+    masks          folder of masks or one mask, see `images.masks`: keypoints only where they are not black
+    selection      which photos of the folder are used
     workers        processes that match; 1 = this one
     memory_mb      MB of features that are held as pairs are matched
     max_error_px   of matches that agree with a two-view geometry; None = see `verification.verify`
@@ -149,6 +151,7 @@ class MapOptions:
     cameras: CameraOptions = field(default_factory=CameraOptions)
     mapper: Mapper = "hybrid"
     masks: Path | None = None
+    selection: Selection = field(default_factory=Selection)
     workers: int = 1
     memory_mb: int = 1000
     max_error_px: float | None = None

@@ -10,15 +10,15 @@ import os
 import re
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from isinglass.errors import InputError
-from isinglass.files.atomic import PathLike, write_atomically
+from isinglass.files.atomic import PathLike
 from isinglass.files.colmap_model import read_colmap_model
+from isinglass.files.lists import read_pair_list, write_pair_list
 from isinglass.sfm.progress import Tell
 from isinglass.sfm.store import FeatureStore, Pair
 from isinglass.types import Features, Matcher, chunk_pairs
@@ -27,6 +27,7 @@ LEAST_MATCHES = 3.0  # of the first pass, each counted by its score: see docs/ma
 FEW_KEYPOINTS_IN_MEMORY = 2**20  # of the first pass: 0.5 GB of 128 channels
 BATCH_KEYPOINTS = 2**14
 _DISTANCES = 2**22  # held at once: 32 MB
+write_pairs = write_pair_list
 
 
 def in_order(pairs: Iterable[Pair], names: Sequence[str]) -> list[Pair]:
@@ -128,41 +129,19 @@ def covisible(model: Any, *, neighbours: int = 20, common_points: int = 15) -> l
 
 
 def read_pairs(file: PathLike, names: Sequence[str] | None = None) -> list[Pair]:
-    """Pairs from a text file: two names a line, as hloc and COLMAP have it; a line that begins with # is skipped.
+    """Return the pairs of a text file of two names a line, see `isinglass.files.lists`.
 
-    Between names is a tab, or else a space; names may then only hold spaces if `names` (all there are) are given.
-    Further columns are ignored. Without `names` pairs are in the order of names. Raises InputError for a line without
-    two names or with unknown ones.
+    Names may hold spaces without quotes only where `names`, all there are, are given. Without `names` pairs are in the
+    order of names. Raises InputError for a line without two names, or with unknown ones.
     """
-    try:
-        lines = Path(file).read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the list of pairs {str(file)!r} cannot be read: {error}") from error
+    found = read_pair_list(file, names)
     known = None if names is None else set(names)
-    found = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        pair = _pair_of(line, known)
-        if pair is None:
-            expected = "the names of two images" if known is None else f"two names of the {len(known)} images"
-            raise InputError(f"line {number} of {str(file)!r} is {line!r}; expected {expected}")
-        found.append(pair)
-    return in_order(found, sorted({name for pair in found for name in pair}) if names is None else names)
-
-
-def write_pairs(file: PathLike, pairs: Iterable[Pair]) -> None:
-    """One pair a line, in the order given, for `read_pairs`, hloc and COLMAP; names that hold spaces get a tab between.
-
-    Raises InputError for names that a line cannot hold, WriteError where the file cannot be written.
-    """
-    lines = []
-    for pair in pairs:
-        if any(not name.strip() or set(name) & set("\t\n\r") for name in pair) or pair[0].startswith("#"):
-            raise InputError(f"the pair {pair} cannot be a line of a list: rename the images")
-        lines.append(("\t" if any(" " in name for name in pair) else " ").join(pair) + "\n")
-    with write_atomically(file) as temporary:
-        temporary.write_text("".join(lines), "utf-8")
+    for number, pair in zip(found.lines, found.pairs, strict=True):
+        if known is not None and not known.issuperset(pair):
+            raise InputError(f"line {number} of {str(file)!r} is {pair}; expected two names of the {len(known)} images")
+    if found.problems:
+        raise InputError(next(iter(found.problems.values())))
+    return in_order(found.pairs, sorted({name for pair in found.pairs for name in pair}) if names is None else names)
 
 
 def promising(
@@ -222,18 +201,6 @@ def _places(names: Sequence[str]) -> dict[str, int]:
         (twice, _), *_ = Counter(names).most_common(1)
         raise InputError(f"the name {twice!r} comes more than once; expected each image once")
     return place
-
-
-def _pair_of(line: str, known: set[str] | None) -> Pair | None:
-    """The two names of a line, None where there are not two, or not known ones."""
-    columns = line.split("\t") if "\t" in line else line.split()
-    if len(columns) < 2 or not all(columns[:2]):
-        return None
-    if known is None or known.issuperset(columns[:2]):
-        return columns[0], columns[1]
-    words = line.split(" ")
-    splits = [(" ".join(words[:k]), " ".join(words[k:])) for k in range(1, len(words))]
-    return next((pair for pair in splits if known.issuperset(pair)), None)
 
 
 def _reconstruction(model: Any) -> Any:

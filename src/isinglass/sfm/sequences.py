@@ -29,6 +29,7 @@ from PIL import Image
 from isinglass.errors import InputError
 from isinglass.files import PathLike, write_atomically
 from isinglass.images import ImageSource
+from isinglass.images.folder import Selection
 from isinglass.pipeline import Pipeline
 from isinglass.sfm.extraction import feature_settings
 from isinglass.sfm.frames import Frame, Frames, open_frames, read_ahead
@@ -75,6 +76,7 @@ def track_sequence(
     options: TrackOptions | None = None,
     *,
     every: int = 1,
+    selection: Selection | None = None,
     tell: Tell = lambda frame, done, of: None,
 ) -> TrackSummary:
     """Track through a video file or a folder of frames, and write the folder that this module describes.
@@ -82,7 +84,8 @@ def track_sequence(
     `tell` hears of every frame. A run that is killed loses its last seconds: the same call goes on where it was, with
     the same result as if nothing had been. What is finished is not done again.
 
-    every  of how many frames one is read
+    every      of how many frames one is read
+    selection  which images of a folder are frames; None = all
 
     Raises InputError where there is nothing to read, or the folder holds tracks of another source or other options,
     WriteError where it cannot be written, MissingExtra without OpenCV (videos), h5py or PoseLib.
@@ -90,7 +93,7 @@ def track_sequence(
     folder, options = Path(folder), options or TrackOptions()
     if Path(source).is_dir() and folder.resolve().is_relative_to(Path(source).resolve()):
         raise InputError(f"the output {str(folder)!r} is in the folder of the frames. Give a folder beside it")
-    frames = open_frames(source, every)
+    frames = open_frames(source, every, selection)
     told = {
         "source": frames.identity,
         "every": every,

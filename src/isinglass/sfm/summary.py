@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+from isinglass.images.folder import LeftOut
 from isinglass.sfm.reconstruct import ModelReport
 
 
@@ -13,11 +14,12 @@ class MapSummary:
     """What came of a map.
 
     photos        in the folder; `problems` of those that could not be used, by name
-    notes         what a person should know of the pairs
+    notes         what a person should know of what was left out, of masks and of the pairs
     pairs         chosen; `matched` of them have matches, of `verified` a two-view geometry was found, with `inliers`
     models        largest first
     unregistered  photos with features that are in no model
     reason        why there is no model; "" where there is one
+    left_out      files of the folder that are not photos to use, by kind
     seconds       of each stage, when it was done; `reused` are those that an earlier run had finished
     """
 
@@ -33,6 +35,7 @@ class MapSummary:
     reason: str
     seconds: dict[str, float]
     reused: list[str]
+    left_out: list[LeftOut] = field(default_factory=list)
 
 
 def why_no_model(summary: MapSummary, usable: Sequence[str]) -> MapSummary:

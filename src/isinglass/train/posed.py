@@ -24,9 +24,12 @@ from isinglass.datasets.layout import PathLike, existing_folder, image_of, read_
 from isinglass.datasets.pairs import Depth, Floats
 from isinglass.errors import InputError, MissingExtra
 from isinglass.files import load_features, save_features, write_atomically
+from isinglass.files.lists import tokens_of
 from isinglass.geometry.camera import Covisible, covisible, is_rotation, sample_depth
 from isinglass.images import features_to_original, read_header, read_photo, reading_version, resized, upright, whole
+from isinglass.names import file_name
 from isinglass.ops.threads import for_each, in_team
+from isinglass.options import features_key
 from isinglass.train.batch import PairBatch, stacked
 from isinglass.train.labels import Landing, targets
 from isinglass.types import Extractor, Features
@@ -83,7 +86,7 @@ def load_rgbd(folder: PathLike, *, depth_scale: float = 0.001, depth_step: int =
     """
     folder = existing_folder(folder, "K.txt, poses.txt, images and depth")
     camera = camera_of(np.array(read_text(folder / "K.txt").split()))
-    lines = [columns for line in read_text(folder / "poses.txt").splitlines() if (columns := line.split())]
+    lines = [columns for line in read_text(folder / "poses.txt").splitlines() if (columns := tokens_of(line))]
 
     def build(columns: list[str]) -> PosedImage:
         world_R_cam, centre = rigid_of(np.array(columns[1:]))
@@ -199,12 +202,12 @@ class StoredFeatures:
         """Hex digits of all that the features follow from: the file's content, the extractor, the options."""
         if file not in self._keys:
             content = hashlib.sha256(file.read_bytes()).hexdigest() + reading_version(file)
-            self._keys[file] = digest_of(content, str(self.signature), self.max_keypoints, self.long_side)
+            self._keys[file] = features_key(content, self.signature, self.max_keypoints, self.long_side)
         return self._keys[file]
 
     def get(self, file: Path) -> Features:
         """Of one image, in px of the stored image. Raises InputError where it cannot be read."""
-        path = self.folder / f"{file.stem}-{self.key(file)[:16]}.npz"
+        path = self._path(file)
         try:
             return self._loaded(path)
         except InputError:  # not there, or damaged
@@ -218,7 +221,7 @@ class StoredFeatures:
 
         def make(file: Path) -> None:
             try:
-                path = self.folder / f"{file.stem}-{self.key(file)[:16]}.npz"
+                path = self._path(file)
                 if not path.is_file():
                     self._make(file, path)
             except (InputError, OSError) as error:
@@ -228,6 +231,9 @@ class StoredFeatures:
             tell(start, len(files))
             for_each(make, files[start : start + _TOLD_EVERY])
         return problems
+
+    def _path(self, file: Path) -> Path:
+        return self.folder / file_name(file.stem, f"-{self.key(file)[:16]}.npz")
 
     @torch.inference_mode()
     def _make(self, file: Path, path: Path) -> None:

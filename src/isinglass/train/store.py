@@ -6,7 +6,6 @@ counts as made when all of it is there: a run that was killed goes on where it w
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
@@ -24,6 +23,7 @@ from isinglass.datasets.views import Floats
 from isinglass.errors import InputError
 from isinglass.files import write_atomically
 from isinglass.ops.threads import for_each, in_team
+from isinglass.options import features_key
 from isinglass.types import Extractor, Features, Signature
 
 _FIELDS = {"keypoints": (2,), "scores": (), "scales": (), "orientations": ()}
@@ -343,4 +343,4 @@ def _difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
 
 
 def _digest(photos: Drawn, extractor: Extractor, max_keypoints: int) -> str:
-    return hashlib.sha256(repr((photos.digest, str(extractor.signature), max_keypoints)).encode()).hexdigest()
+    return features_key(photos.digest, extractor.signature, max_keypoints)

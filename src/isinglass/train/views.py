@@ -18,10 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from isinglass.datasets.layout import PathLike, existing_folder, image_files
+from isinglass.datasets.layout import PathLike, existing_folder
 from isinglass.datasets.views import TO_CORNERS, Floats, Shape, middle, random_view
 from isinglass.errors import InputError
 from isinglass.images import read_image, reading_version
+from isinglass.images.folder import list_photos
 from isinglass.ops.threads import for_each, in_team
 
 DECODED_PHOTOS = 64  # kept in memory
@@ -76,7 +77,8 @@ class Photos:
         tell: Callable[[int, int], None] = lambda done, of: None,
     ) -> None:
         self.config, self.seed = config or ViewConfig(), seed
-        found = list(image_files(existing_folder(folder, "photos")))
+        listing = list_photos(existing_folder(folder, "photos"), allow_none=True)
+        found = [Path(folder) / name for name in listing.names]
         digests: dict[Path, str] = {}
         problems: dict[Path, str] = {}
 
@@ -91,7 +93,7 @@ class Photos:
             in_team(for_each)(check, found[start : start + _TOLD_EVERY])
         tell(len(found), len(found))
         self.files = [file for file in found if file in digests]
-        self.problems = {str(file): problems[file] for file in found if file in problems}
+        self.problems = {str(file): problems[file] for file in found if file in problems} | listing.problems
         if not self.files:
             unread = f"; {len(self.problems)} files cannot be read" if self.problems else ""
             raise InputError(f"{folder} has no photo to learn from{unread}; expected images (JPEG, PNG, WebP, ...)")
