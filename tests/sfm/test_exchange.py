@@ -1,5 +1,9 @@
 """Maps for other programs, and projects of COLMAP read back: what goes out comes in."""
 
+import shutil
+import sqlite3
+from contextlib import closing
+
 import h5py
 import numpy as np
 import pytest
@@ -48,9 +52,11 @@ def test_all_models_go_out(scene, tmp_path):
     scene.matches(source / "matches.h5")
     for place in ("model", "model/1", "model/10", "model/2"):
         (source / place).mkdir()
-        (source / place / "cameras.bin").write_text(place)
+        for file in (scene.folder / "model").glob("*.bin"):
+            shutil.copy(file, source / place)
+        (source / place / "mark.bin").write_text(place)
     export_colmap(source, tmp_path / "out", photos=scene.photos, cameras=CameraOptions(share="single"))
-    told = [(tmp_path / f"out/sparse/{i}/cameras.bin").read_text() for i in range(4)]
+    told = [(tmp_path / f"out/sparse/{i}/mark.bin").read_text() for i in range(4)]
     assert told == ["model", "model/1", "model/2", "model/10"]
 
 
@@ -108,6 +114,155 @@ def test_sources_that_are_none(tmp_path):
         export_hloc(tmp_path / "absent.db", tmp_path / "out")
     with pytest.raises(InputError, match="cannot be read"):
         export_pairs(tmp_path, tmp_path / "pairs.txt")
+
+
+# ---- out again
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory):
+    """Maps of five views without the second one, whose number all later ones have now, and without the last two."""
+    made = {}
+    for removed in (("001.png",), ("003.png", "004.png")):
+        scene = MappedScene(tmp_path_factory.mktemp("grown"), views=5)
+        scene.features(), scene.matches()  # the stores still have what was removed
+        scene.names = [name for name in scene.names if name not in removed]
+        scene.pairs = [pair for pair in scene.pairs if not set(pair) & set(removed)]
+        cameras = [(camera_of("SIMPLE_RADIAL", SIZE, (250, 159.5, 119.5, 0.02)), scene.names)]
+        store, matches = FeatureStore(scene.folder / "features.h5"), MatchStore(scene.folder / "matches.h5")
+        write_database(scene.folder / "database.db", store, matches, scene.pairs, cameras)
+        verify(scene.folder / "database.db")
+        reconstruct(scene.folder / "database.db", scene.photos, scene.folder / "model", threads=1)
+        made[len(scene.names)] = scene
+    return made
+
+
+def assert_is_whole(folder, names, models=1):
+    """Database, models and list agree, and COLMAP's own triangulator takes them together."""
+    assert (folder / "image-list.txt").read_text().split() == names
+    with Project(folder / "database.db") as project:
+        assert project.names == names
+        numbers = {name: project.image_id(name) for name in names}
+    assert sorted(place.name for place in (folder / "sparse").iterdir()) == [str(i) for i in range(models)]
+    for place in (folder / "sparse").iterdir():
+        model = read_model(place)
+        assert {image.name: number for number, image in model.images.items()}.items() <= numbers.items()
+        assert model.num_reg_images() >= 3
+    colmap = pycolmap_module()
+    copy = folder.with_name(f"{folder.name}-copy")
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(folder, copy)
+    with quiet():
+        found = colmap.triangulate_points(read_model(copy / "sparse/0"), copy / "database.db", copy, copy)
+    assert found.num_points3D() > 50
+
+
+def test_a_project_written_twice_is_that_of_now(grown, tmp_path):
+    out, user = tmp_path / "out", tmp_path / "out/sparse/notes.txt"
+    for count in (4, 3, 4):
+        export_colmap(grown[count].folder, out)
+        assert_is_whole(out, grown[count].names)
+        (out / "dense").mkdir(exist_ok=True)  # what others put there stays
+        (out / "dense/notes.txt").write_text("mine")
+    assert (out / "dense/notes.txt").read_text() == "mine"
+    assert not user.exists()
+    assert not list(out.glob(".isinglass-export.*.tmp"))
+
+
+def test_models_that_are_no_more_go_away(grown, tmp_path):
+    source, out = tmp_path / "map", tmp_path / "out"
+    shutil.copytree(grown[4].folder, source)
+    for file in list((source / "model").glob("*.bin")):
+        (source / "model/1").mkdir(exist_ok=True)
+        shutil.copy(file, source / "model/1")
+    export_colmap(source, out)
+    assert_is_whole(out, grown[4].names, models=2)
+    shutil.rmtree(source / "model/1")
+    export_colmap(source, out)
+    assert_is_whole(out, grown[4].names)
+
+
+def test_what_is_not_ours_or_was_changed_is_never_lost(grown, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "database.db").write_bytes(b"of another project")
+    with pytest.raises(
+        InputError, match=r"database\.db' is there and is not of an earlier export.*choose another folder"
+    ):
+        export_colmap(grown[4].folder, out)
+    assert [(file.name, file.read_bytes()) for file in out.iterdir()] == [("database.db", b"of another project")]
+    (out / "database.db").unlink()
+    export_colmap(grown[4].folder, out)
+    (out / "sparse/0/points3D.bin").write_bytes(b"refined")
+    with pytest.raises(InputError, match=r"points3D\.bin' is there and was changed since it was written"):
+        export_colmap(grown[3].folder, out)
+    assert (out / "sparse/0/points3D.bin").read_bytes() == b"refined"
+    (out / "sparse/0/points3D.bin").unlink()
+    export_colmap(grown[3].folder, out)
+    assert_is_whole(out, grown[3].names)
+
+
+def test_a_database_that_was_opened_is_not_changed_but_one_with_other_rows_is(grown, tmp_path):
+    out = tmp_path / "out"
+    export_colmap(grown[4].folder, out)
+    with quiet():
+        pycolmap_module().Database.open(out / "database.db").close()
+    export_colmap(grown[3].folder, out)
+    assert_is_whole(out, grown[3].names)
+    with closing(sqlite3.connect(out / "database.db")) as database:
+        database.execute("UPDATE images SET name = 'mine.png' WHERE image_id = 1")
+        database.commit()
+    with pytest.raises(InputError, match=r"database\.db' is there and was changed"):
+        export_colmap(grown[4].folder, out)
+
+
+def test_an_export_that_was_killed_is_completed_by_the_next(grown, tmp_path, monkeypatch):
+    from pathlib import Path
+
+    real = Path.replace
+    for moment in range(8):
+        out, calls = tmp_path / f"out{moment}", []
+        export_colmap(grown[3].folder, out)
+
+        def killed(self, target, calls=calls, moment=moment):
+            if ".isinglass-export.ready" in str(self):
+                calls.append(target)
+                if len(calls) > moment:
+                    raise KeyboardInterrupt
+            return real(self, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", killed)
+            with pytest.raises(KeyboardInterrupt):
+                export_colmap(grown[4].folder, out)
+        export_colmap(grown[4].folder, out)
+        assert read_model(out / "sparse/0").num_reg_images() == 4
+        with Project(out / "database.db") as project:
+            assert project.names == grown[4].names
+        assert not list(out.glob(".isinglass-export.ready"))
+
+
+def test_a_model_of_another_database_is_refused(grown, tmp_path):
+    source = tmp_path / "map"
+    shutil.copytree(grown[4].folder, source)
+    shutil.copy(grown[3].folder / "database.db", source / "database.db")
+    with pytest.raises(InputError, match=r"other images, or other numbers of them, than the database"):
+        export_colmap(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_for_hloc_are_those_of_now(grown, tmp_path):
+    for count in (4, 3):
+        names = grown[count].names
+        done = export_hloc(grown[count].folder, tmp_path / "out")
+        assert (done.images, done.pairs) == (count, count * (count - 1) // 2)
+        with FeatureStore(tmp_path / "out/features.h5") as features:
+            assert list(features) == names
+            assert np.array_equal(features.keypoints(names[2]), grown[count].keypoints[names[2]])
+        pairs = {tuple(line.split()) for line in (tmp_path / "out/pairs.txt").read_text().splitlines()}
+        assert pairs == set(MatchStore(tmp_path / "out/matches.h5")) == set(grown[count].pairs)
+    shown = sorted(file.name for file in (tmp_path / "out").iterdir() if not file.name.startswith("."))
+    assert shown == ["features.h5", "matches.h5", "pairs.txt"]
 
 
 # ---- in

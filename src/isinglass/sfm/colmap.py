@@ -269,6 +269,10 @@ class Project:
         """Let go of the file."""
         self._open.close()
 
+    def image_id(self, name: str) -> int:
+        """The number of an image. Raises InputError where there is no such image."""
+        return self._id(name)
+
     def camera(self, name: str) -> Any:
         """The `pycolmap.Camera` of an image, in COLMAP's pixels."""
         with self._reading(f"the camera of {name!r}"):

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from isinglass.errors import InputError, WriteError
-from isinglass.files import PathLike, write_atomically
+from isinglass.errors import InputError
+from isinglass.files import PathLike
+from isinglass.files.folder import write_folder
 from isinglass.sfm.cameras import CameraOptions, cameras_of
 from isinglass.sfm.colmap import Project, write_database
 from isinglass.sfm.pairs import write_pairs
 from isinglass.sfm.progress import Tell
+from isinglass.sfm.reconstruct import read_model
 from isinglass.sfm.store import FeatureStore, MatchStore, Pair, PairMatches
 from isinglass.types import Features, Signature
 
@@ -127,29 +128,42 @@ def export_pairs(source: PathLike, file: PathLike, *, verified: bool = True) -> 
 
 
 def export_hloc(source: PathLike, folder: PathLike) -> Exchanged:
-    """features.h5, matches.h5 and pairs.txt for the tools of hloc, of a map or of a COLMAP database.
+    """Write features.h5, matches.h5 and pairs.txt for the tools of hloc, of a map or of a COLMAP database.
 
-    Raises InputError where `source` is neither, WriteError where files cannot be written.
+    Of a map the photos that it has now, and their pairs. What an earlier export wrote into the folder is replaced.
+    Raises InputError where `source` is neither, or other files are in the way; WriteError where files cannot be
+    written.
     """
     source, folder = Path(source), Path(folder)
-    features_path, matches_path = folder / "features.h5", folder / "matches.h5"
     if source.is_dir():
         for name in ("features.h5", "matches.h5"):
             if not (source / name).is_file():
                 raise InputError(f"there is no {name!r} in {str(source)!r}; expected a map or a database of COLMAP")
-        with _written(folder):
-            for store, path in (
-                (FeatureStore(source / "features.h5"), features_path),
-                (MatchStore(source / "matches.h5"), matches_path),
-            ):
-                store.merge()
-                with write_atomically(path) as temporary:
-                    shutil.copyfile(store.path, temporary)
-    else:
-        import_project(source, features_path, matches_path)
-    pairs = list(MatchStore(matches_path))
-    write_pairs(folder / "pairs.txt", pairs)
-    return Exchanged(images=len(FeatureStore(features_path)), pairs=len(pairs), folder=folder)
+    with write_folder(folder) as making:
+        features_path, matches_path = making / "features.h5", making / "matches.h5"
+        if source.is_dir():
+            _copy_stores(source, features_path, matches_path)
+        else:
+            import_project(source, features_path, matches_path)
+        with MatchStore(matches_path) as matches, FeatureStore(features_path) as features:
+            pairs, images = list(matches), len(features)
+        write_pairs(making / "pairs.txt", pairs)
+        for file in making.glob(".*.lock"):
+            file.unlink()
+    return Exchanged(images=images, pairs=len(pairs), folder=folder)
+
+
+def _copy_stores(source: Path, features_path: Path, matches_path: Path) -> None:
+    """Copy the stores of a map; without photos, and pairs of photos, that its database no longer has."""
+    names: set[str] | None = None
+    if (source / "database.db").is_file():
+        with Project(source / "database.db") as project:
+            names = set(project.names)
+    with FeatureStore(source / "features.h5") as features, MatchStore(source / "matches.h5") as matches:
+        features.merge()
+        matches.merge()
+        features.copy_to(features_path, [name for name in features if names is None or name in names])
+        matches.copy_to(matches_path, [pair for pair in matches if names is None or names.issuperset(pair)])
 
 
 def export_colmap(
@@ -160,38 +174,47 @@ def export_colmap(
     cameras: CameraOptions | None = None,
     descriptors: bool = False,
 ) -> Exchanged:
-    """A project of COLMAP: database.db, the models as sparse/0, sparse/1, ..., and image-list.txt.
+    """Write a project of COLMAP: database.db, the models as sparse/0, sparse/1, ..., and image-list.txt.
 
     source       folder of a map; or of features.h5 and matches.h5 alone, whose matches are then not verified, and
                  `photos` and `cameras` say which cameras there are
     descriptors  also those of SIFT are put into the database
 
-    A database that is there is added to. Raises InputError where `source` is no such folder, or the database there has
-    other features; WriteError where files cannot be written.
+    Images have one number in the database and in all models. What an earlier export wrote into the folder is replaced
+    by the project of now; other files stay. Raises InputError where `source` is no such folder, its model is not of its
+    database, or a file in the way is not ours or was changed; WriteError where files cannot be written.
     """
     source, folder = Path(source), Path(folder)
     if not (source / "features.h5").is_file():
         raise InputError(f"there is no 'features.h5' in {str(source)!r}; expected a map, or what `match-many` wrote")
-    database, features = folder / "database.db", FeatureStore(source / "features.h5")
-    matches = MatchStore(source / "matches.h5")
-    if (source / "database.db").is_file():
-        with Project(source / "database.db") as project:
-            names = project.names
-            given = _by_camera(project)
-        if not database.exists():
-            with write_atomically(database) as temporary:
-                shutil.copyfile(source / "database.db", temporary)
-    elif photos is None:
-        raise InputError(f"{str(source)!r} has no database; give the folder of the photos, whose cameras are needed")
-    else:
-        names = list(features)
-        given = cameras_of(photos, names, cameras or CameraOptions())
-    written = write_database(database, features, matches, list(matches), given, descriptors=descriptors)
-    with _written(folder):
-        _export_models(source / "model", folder / "sparse")
-    with write_atomically(folder / "image-list.txt") as temporary:
-        temporary.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    with (
+        FeatureStore(source / "features.h5") as features,
+        MatchStore(source / "matches.h5") as matches,
+        write_folder(folder) as making,
+    ):
+        database, pairs = making / "database.db", list(matches)
+        if (source / "database.db").is_file():
+            with Project(source / "database.db") as project:
+                names, pairs, given = project.names, list(project.matched), _by_camera(project)
+            _copy_database(source / "database.db", database)
+        elif photos is None:
+            raise InputError(
+                f"{str(source)!r} has no database; give the folder of the photos, whose cameras are needed"
+            )
+        else:
+            names = list(features)
+            given = cameras_of(photos, names, cameras or CameraOptions()).groups
+        written = write_database(database, features, matches, pairs, given, descriptors=descriptors)
+        _export_models(source, making / "sparse", database)
+        (making / "image-list.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
     return Exchanged(images=written.images, pairs=written.pairs, folder=folder)
+
+
+def _copy_database(source: Path, target: Path) -> None:
+    """Copy a database with the log of changes beside it, which is then worked into the copy."""
+    for suffix in ("", "-wal"):
+        with suppress(FileNotFoundError):
+            shutil.copyfile(f"{source}{suffix}", f"{target}{suffix}")
 
 
 def _by_camera(project: Project) -> list[tuple[object, list[str]]]:
@@ -202,24 +225,24 @@ def _by_camera(project: Project) -> list[tuple[object, list[str]]]:
     return list(groups.values())
 
 
-def _export_models(model: Path, sparse: Path) -> None:
-    places = [model, *sorted((one for one in model.glob("*") if one.is_dir()), key=lambda one: int(one.name))]
-    for i, place in enumerate(one for one in places if (one / "cameras.bin").is_file()):
-        (sparse / str(i)).mkdir(parents=True, exist_ok=True)
+def _export_models(source: Path, sparse: Path, database: Path) -> None:
+    """Copy the models of a map. Raises InputError where one has other images than the database."""
+    model = source / "model"
+    numbered = (place for place in model.glob("*") if place.is_dir() and place.name.isdecimal())
+    places = [model, *sorted(numbered, key=lambda place: int(place.name))]
+    with Project(database) as project:
+        known = {project.image_id(name): name for name in project.names}
+    for i, place in enumerate(place for place in places if (place / "cameras.bin").is_file()):
+        images = {number: image.name for number, image in read_model(place).images.items()}
+        if not images.items() <= known.items():
+            raise InputError(
+                f"the model {str(place)!r} has other images, or other numbers of them, than the database: a run was "
+                "stopped between the two. Run `isinglass map` again, then export"
+            )
+        (sparse / str(i)).mkdir(parents=True)
         for file in place.glob("*.bin"):
-            with write_atomically(sparse / str(i) / file.name) as temporary:
-                shutil.copyfile(file, temporary)
+            shutil.copyfile(file, sparse / str(i) / file.name)
 
 
 def _database_of(source: Path) -> Path:
     return source / "database.db" if source.is_dir() else source
-
-
-@contextmanager
-def _written(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise WriteError(
-            f"{str(folder)!r} cannot be written ({error}). Free space, or choose another folder"
-        ) from error

@@ -142,6 +142,18 @@ class Records(Generic[_Key]):
                 part.unlink(missing_ok=True)
             self._clean()
 
+    def copy_to(self, path: Path, keys: Sequence[_Key]) -> None:
+        """Write some records, as they are, as a new store. Raises InputError where one is damaged, WriteError."""
+        rows = [self._where[key][1] for key in keys]
+        with write_atomically(path) as temporary:
+            try:
+                with h5py_module().File(temporary, "w", libver=FORMAT, locking=False) as copied:
+                    for key, row in zip(keys, rows, strict=True):
+                        write_arrays(copied, self._group(row), self._read(key))
+                    _write_attributes(copied, self._told, _index_of(rows))
+            except RuntimeError as error:  # what h5py makes of a full disk
+                raise OSError(str(error)) from error
+
     # --- for the two kinds
 
     def _add(self, records: Iterable[tuple[Row, Mapping[str, np.ndarray]]]) -> None:
