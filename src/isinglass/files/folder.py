@@ -109,8 +109,7 @@ def _listed(folder: Path) -> dict[str, str]:
     if not (folder / LIST).is_file():
         return {}
     files = read_signed_json(folder / LIST).get("files")
-    inside = isinstance(files, dict) and not any(Path(name).is_absolute() or ".." in Path(name).parts for name in files)
-    if not inside:
+    if not isinstance(files, dict) or any(Path(name).is_absolute() or ".." in Path(name).parts for name in files):
         raise InputError(f"{str(folder / LIST)!r} lists no files of this folder. Remove it, or choose another folder")
     return files
 

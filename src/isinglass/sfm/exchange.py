@@ -203,7 +203,7 @@ def export_colmap(
             )
         else:
             names = list(features)
-            given = cameras_of(photos, names, cameras or CameraOptions()).groups
+            given = cameras_of(photos, names, cameras or CameraOptions())
         written = write_database(database, features, matches, pairs, given, descriptors=descriptors)
         _export_models(source, making / "sparse", database)
         (making / "image-list.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
