@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import sys
-import traceback
 import warnings
 from collections.abc import Callable
 
@@ -39,12 +38,14 @@ def run(command: Callable[[], int | None]) -> int:
             sys.stdout.flush()
         return code
     except (BrokenPipeError, SystemExit) as stop:
-        if isinstance(stop, SystemExit) and type(sys.stdout).__name__ != "PacifyFlushWrapper":  # click's sign of it
+        if isinstance(stop, SystemExit) and not type(sys.stdout).__name__.endswith("PacifyFlushWrapper"):  # click's sign of it
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes stdout once more as it ends
         return CLOSED
     except (Exception, KeyboardInterrupt) as error:
         if os.environ.get("ISINGLASS_DEBUG") == "1":
+            import traceback
+
             traceback.print_exc()
         return _explain(error)
 
