@@ -38,7 +38,9 @@ def run(command: Callable[[], int | None]) -> int:
             sys.stdout.flush()
         return code
     except (BrokenPipeError, SystemExit) as stop:
-        if isinstance(stop, SystemExit) and not type(sys.stdout).__name__.endswith("PacifyFlushWrapper"):  # click's sign of it
+        if isinstance(stop, SystemExit) and not type(sys.stdout).__name__.endswith(
+            "PacifyFlushWrapper"
+        ):  # click's sign of it
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes stdout once more as it ends
         return CLOSED

@@ -173,6 +173,8 @@ def make(photos: Path, output: Path, as_json: bool, **settings: Any) -> int:
     summary = make_map(photos, output, make_pipeline(settings), chosen, computing=computing, tell=view.tell)
     view.end()
     click.echo(json.dumps(asdict(summary)) if as_json else _told(summary, output))
+    for text in summary.colmap if summary.models else []:
+        complain(f"COLMAP: {text}", OK)
     for name, why in summary.problems.items():
         complain(f"{name}: {why}", SOME_FAILED)
     if not summary.models:

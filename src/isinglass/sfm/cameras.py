@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from PIL import Image
 
 from isinglass.errors import InputError
@@ -73,7 +74,7 @@ def find_cameras(photos: PathLike, names: Sequence[str], options: CameraOptions)
         found = [(known[headers[group[0]].size], group) for group in groups.values()]
         return Cameras(groups=[(copy.copy(camera), group) for camera, group in found], notes=notes, problems=problems)
     cameras = [(_camera(folder / group[0], headers[group[0]], options), group) for group in groups.values()]
-    return Cameras(groups=cameras, problems=problems)
+    return Cameras(groups=cameras, notes=_give_priors(cameras), problems=problems)
 
 
 # ---- known intrinsics
@@ -147,6 +148,22 @@ def _camera(photo: Path, header: _Header, options: CameraOptions) -> Any:
                 Image.new("1", header.size).save(stand_in, exif=header.exif)
                 camera = colmap.infer_camera_from_image(stand_in, reading)
     return camera
+
+
+def _give_priors(cameras: Sequence[tuple[Any, list[str]]]) -> list[str]:
+    """Give fisheye cameras without a focal length a usual one, as COLMAP takes none without; return a note of that."""
+    guessed = [camera for camera, _ in cameras if camera.is_perspective_fisheye() and not camera.has_prior_focal_length]
+    for camera in guessed:
+        params = np.array(camera.params, np.float64)
+        params[list(camera.focal_length_idxs())] = _FISHEYE_FOCAL * max(camera.width, camera.height)
+        camera.params = params
+        camera.has_prior_focal_length = True
+    if not guessed:
+        return []
+    return [
+        f"the focal length of {len(guessed)} fisheye camera{'s' if len(guessed) > 1 else ''} is not known: "
+        f"{_FISHEYE_FOCAL:g} times the long side was assumed. Give --camera-params where they are known"
+    ]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -15,7 +15,7 @@ _NOTHING = 3  # level of the log that only ends of the process reach
 _HEAD = re.compile(r"^([IWEF])\d{8} [^\]]*\] ?")
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 _MOST = 10  # warnings that are kept of one stage
-_listening: list[int] = []  # of nested `listen` blocks, their numbers
+_listening: list[str] = []  # the folder of the log, within a `listen` block
 
 
 @contextmanager
@@ -34,11 +34,17 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def listen() -> Iterator[list[str]]:
-    """Keep COLMAP's log off stderr, and fill the list with its warnings and errors, each once, when the block ends."""
+    """Keep COLMAP's log off stderr, and fill the list with its warnings and errors, each once, when the block ends.
+
+    Of blocks within each other the outer one hears all.
+    """
     log, heard = pycolmap_module().logging, []
+    if _listening:
+        yield heard
+        return
     before = log.minloglevel, log.alsologtostderr, log.stderrthreshold
     with tempfile.TemporaryDirectory(prefix="isinglass-log-") as folder:
-        _listening.append(len(_listening))
+        _listening.append(folder)
         for level in (log.INFO, log.ERROR, log.FATAL):
             log.set_log_destination(level, "")
         log.set_log_destination(log.WARNING, str(Path(folder) / "log"))

@@ -31,6 +31,7 @@ from isinglass.pipeline import pipeline_of as pipeline_of_options
 from isinglass.sfm.cameras import find_cameras
 from isinglass.sfm.choice import choose_pairs, drop_hopeless
 from isinglass.sfm.colmap import remove_database, write_database
+from isinglass.sfm.colmap_log import distinct, listen
 from isinglass.sfm.computing import Computing, Here
 from isinglass.sfm.extraction import feature_settings
 from isinglass.sfm.map_folder import SCHEMA, read_map
@@ -92,6 +93,7 @@ class _Making:
         self.stages = Stages(folder / "stages")
         self.problems: dict[str, str] = {}
         self.notes = [*self.listing.notes, *self.masks.notes]
+        self.heard: list[str] = []  # of COLMAP
         self.usable: list[str] = []  # of names, those that have features
         self.features_key = ""
 
@@ -111,6 +113,7 @@ class _Making:
             left_out=self.listing.left_out,
             problems=self.problems,
             notes=self.notes,
+            colmap=distinct(self.heard),
             pairs=len(pairs),
             matched=database["pairs"],
             verified=verified["verified"],
@@ -223,30 +226,36 @@ class _Making:
         limits = {"max_error_px": self.options.max_error_px, "least_inliers": self.options.least_inliers}
 
         def work() -> dict[str, Any]:
-            path = self.folder / "database.db"
-            return asdict(verify(path, **limits, tell=self._tell("verify")))
+            with listen() as heard:
+                verified = verify(self.folder / "database.db", **limits, tell=self._tell("verify"))
+            return {**asdict(verified), "heard": heard}
 
-        return self.stages.run("verify", key_of(database["key"], database["made"], limits), [], work).result
+        result = self.stages.run("verify", key_of(database["key"], database["made"], limits), [], work).result
+        self.heard += result.get("heard", [])
+        return result
 
     def reconstruct(self, database: dict[str, Any]) -> int:
         """How many models there are."""
         options, model = self.options, self.folder / "model"
 
         def work() -> dict[str, Any]:
-            made = reconstruct(
-                self.folder / "database.db",
-                self.photos,
-                model,
-                mapper=options.mapper,
-                refine=options.cameras.refined,
-                tell=self._tell("reconstruct"),
-            )
-            return {"models": len(made)}
+            with listen() as heard:
+                made = reconstruct(
+                    self.folder / "database.db",
+                    self.photos,
+                    model,
+                    mapper=options.mapper,
+                    refine=options.cameras.refined,
+                    tell=self._tell("reconstruct"),
+                )
+            return {"models": len(made), "heard": heard}
 
         key = key_of(
             database["key"], options.max_error_px, options.least_inliers, options.mapper, options.cameras.refined
         )
-        return self.stages.run("reconstruct", key, [model], work).result["models"]
+        result = self.stages.run("reconstruct", key, [model], work).result
+        self.heard += result.get("heard", [])
+        return result["models"]
 
     def page(self, summary: MapSummary) -> None:
         """index.html."""

@@ -72,7 +72,11 @@ def _lead(summary: MapSummary) -> str:
 
 
 def _words(summary: MapSummary) -> str:
-    lines = [*summary.notes, *(f"{name}: {why}" for name, why in summary.problems.items())]
+    lines = [
+        *(f"COLMAP: {text}" for text in summary.colmap),
+        *summary.notes,
+        *(f"{name}: {why}" for name, why in summary.problems.items()),
+    ]
     if summary.models and summary.unregistered:
         shown = ", ".join(summary.unregistered[:20]) + (" ..." if len(summary.unregistered) > 20 else "")
         lines.append(f"{len(summary.unregistered)} photos are in no model: {shown}")

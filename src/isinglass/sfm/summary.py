@@ -14,7 +14,8 @@ class MapSummary:
     """What came of a map.
 
     photos        in the folder; `problems` of those that could not be used, by name
-    notes         what a person should know of what was left out, of masks and of the pairs
+    notes         what a person should know of what was left out, of masks, pairs and cameras
+    colmap        warnings and errors of COLMAP, each once
     pairs         chosen; `matched` of them have matches, of `verified` a two-view geometry was found, with `inliers`
     models        largest first
     unregistered  photos with features that are in no model
@@ -36,6 +37,7 @@ class MapSummary:
     seconds: dict[str, float]
     reused: list[str]
     left_out: list[LeftOut] = field(default_factory=list)
+    colmap: list[str] = field(default_factory=list)
 
 
 def why_no_model(summary: MapSummary, usable: Sequence[str]) -> MapSummary:
@@ -58,4 +60,6 @@ def why_no_model(summary: MapSummary, usable: Sequence[str]) -> MapSummary:
             f"{summary.verified} pairs overlap, but no two photos could be the start of a map: too few matches, or all "
             "are taken from one place or of the very same view. Move between photos"
         )
+    if summary.colmap:
+        why = f"COLMAP says: {'; '.join(text.rstrip('. ') for text in summary.colmap)}. Our guess: {why}"
     return replace(summary, reason=why)
