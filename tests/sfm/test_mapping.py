@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -86,6 +87,29 @@ def test_a_new_photo_is_added(setup):
     summary = setup.make()
     assert (setup.knowing.extracted, setup.knowing.matched) == (7, 21)
     assert summary.models[0].images == 7
+
+
+def centres_in(folder):
+    model = read_model(folder)
+    return {image.name: image.projection_center() for image in model.images.values() if image.has_pose}
+
+
+def test_photos_that_are_added_leave_the_frame_where_it_was(tmp_path):
+    setup = Setup(tmp_path, views=9)
+    for name in ("006.png", "007.png", "008.png"):
+        shutil.move(setup.scene.photos / name, tmp_path / name)
+    first = setup.make()
+    assert first.frame == ""
+    before = centres_in(setup.folder / "model")
+    for name in ("006.png", "007.png", "008.png"):
+        shutil.move(tmp_path / name, setup.scene.photos / name)
+    summary = setup.make()
+    after = centres_in(setup.folder / "model")
+    assert len(before) == 6 and len(after) == 9
+    extent = np.linalg.norm(np.ptp(list(before.values()), axis=0))
+    assert max(np.linalg.norm(after[name] - centre) for name, centre in before.items()) < 0.01 * extent
+    assert "the frame of the earlier map was kept, by 6 common photos" in summary.frame
+    assert read_map(setup.folder)["summary"]["frame"] == summary.frame == setup.make().frame
 
 
 def test_what_was_lost_is_made_again(setup):

@@ -17,6 +17,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -28,18 +29,19 @@ from isinglass.images.masks import find_masks
 from isinglass.options import Options
 from isinglass.pipeline import Pipeline
 from isinglass.pipeline import pipeline_of as pipeline_of_options
+from isinglass.sfm.alignment import keep_frame
 from isinglass.sfm.cameras import find_cameras
 from isinglass.sfm.choice import choose_pairs, drop_hopeless
 from isinglass.sfm.colmap import remove_database, write_database
 from isinglass.sfm.colmap_log import distinct, listen
 from isinglass.sfm.computing import Computing, Here
 from isinglass.sfm.extraction import feature_settings
-from isinglass.sfm.map_folder import SCHEMA, read_map
+from isinglass.sfm.map_folder import SCHEMA, is_model, read_map
 from isinglass.sfm.matching import matching_settings
 from isinglass.sfm.options import MapOptions, check_rotation
 from isinglass.sfm.page import write_map_page
 from isinglass.sfm.pairs import read_pairs, write_pairs
-from isinglass.sfm.reconstruct import reconstruct, report_of
+from isinglass.sfm.reconstruct import read_model, reconstruct, report_of
 from isinglass.sfm.retrieval import Retrieval
 from isinglass.sfm.stages import Stages, key_of
 from isinglass.sfm.store import FeatureStore, MatchStore, Pair
@@ -94,6 +96,7 @@ class _Making:
         self.problems: dict[str, str] = {}
         self.notes = [*self.listing.notes, *self.masks.notes]
         self.heard: list[str] = []  # of COLMAP
+        self.frame = ""
         self.usable: list[str] = []  # of names, those that have features
         self.features_key = ""
 
@@ -114,6 +117,7 @@ class _Making:
             problems=self.problems,
             notes=self.notes,
             colmap=distinct(self.heard),
+            frame=self.frame,
             pairs=len(pairs),
             matched=database["pairs"],
             verified=verified["verified"],
@@ -239,6 +243,8 @@ class _Making:
         options, model = self.options, self.folder / "model"
 
         def work() -> dict[str, Any]:
+            frame: list[str] = []
+            earlier = _models_in(model)
             with listen() as heard:
                 made = reconstruct(
                     self.folder / "database.db",
@@ -246,15 +252,17 @@ class _Making:
                     model,
                     mapper=options.mapper,
                     refine=options.cameras.refined,
+                    adjust=lambda models: frame.append(keep_frame(models, earlier)),
                     tell=self._tell("reconstruct"),
                 )
-            return {"models": len(made), "heard": heard}
+            return {"models": len(made), "heard": heard, "frame": frame[0]}
 
         key = key_of(
             database["key"], options.max_error_px, options.least_inliers, options.mapper, options.cameras.refined
         )
         result = self.stages.run("reconstruct", key, [model], work).result
         self.heard += result.get("heard", [])
+        self.frame = result.get("frame", "")
         return result["models"]
 
     def page(self, summary: MapSummary) -> None:
@@ -301,6 +309,16 @@ class _Making:
             told["summary"] = asdict(summary)
         with write_atomically(self.folder / "map.json") as temporary:
             temporary.write_text(json.dumps(told, indent=1), encoding="utf-8")
+
+
+def _models_in(folder: Path) -> list[Any]:
+    """Return the models that are in a folder and its numbered ones; those that cannot be read are left out."""
+    found = []
+    for place in (folder, *sorted(folder.glob("[0-9]*"))):
+        if is_model(place):
+            with suppress(InputError):
+                found.append(read_model(place))
+    return found
 
 
 def _stat(path: Path) -> tuple[str, int, int]:

@@ -10,7 +10,7 @@ photos but for those of few points, and lets the incremental one place these and
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,7 @@ def reconstruct(
     mapper: Mapper = "hybrid",
     refine: bool = True,
     threads: int | None = None,
+    adjust: Callable[[Sequence[Any]], None] = lambda models: None,
     tell: Tell = lambda done, of: None,
 ) -> list[Path]:
     """Make models of the verified matches in a database: folders in `folder`, that of most images first; [] = none.
@@ -52,6 +53,7 @@ def reconstruct(
 
     refine   intrinsics too
     threads  None = one a core; with 1 the same database gives the same bytes, else sums may be rounded differently
+    adjust   changes the models before they are written, such as their frame
     tell     hears of images registered, of all there are, where the incremental mapper places them
 
     Raises InputError where the database or a folder cannot be read, WriteError where the models cannot be written.
@@ -73,6 +75,7 @@ def reconstruct(
         models = (run.hybrid() if mapper == "hybrid" else run.alone(mapper)) if verified else []
         for model in models:
             _colour(model, Path(photos))
+        adjust(models)
         _write(models, made / "model")
         _replace(folder, made / "model")
     except OSError as error:

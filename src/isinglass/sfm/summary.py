@@ -15,6 +15,8 @@ class MapSummary:
 
     photos        in the folder; `problems` of those that could not be used, by name
     notes         what a person should know of what was left out, of masks, pairs and cameras
+    notes         what a person should know of the pairs and cameras
+    frame         whether the frame of an earlier map in the same folder was kept; "" where there was none
     colmap        warnings and errors of COLMAP, each once
     pairs         chosen; `matched` of them have matches, of `verified` a two-view geometry was found, with `inliers`
     models        largest first
@@ -38,6 +40,7 @@ class MapSummary:
     reused: list[str]
     left_out: list[LeftOut] = field(default_factory=list)
     colmap: list[str] = field(default_factory=list)
+    frame: str = ""
 
 
 def why_no_model(summary: MapSummary, usable: Sequence[str]) -> MapSummary:
