@@ -264,3 +264,23 @@ def test_features_in_memory_are_bounded_and_asked_for_once(made, monkeypatch):
     for _ in range(2):
         assert fresh.localize(photo).success
     assert len(asked) == len(set(asked)) <= 16
+
+
+def test_all_models_of_a_map_are_tried(tmp_path):
+    """A query of the second scene is found in the second model, and the answer says so."""
+    from mapped_scene import Setup
+
+    setup = Setup(tmp_path, views=9)
+    for name in setup.scene.names[5:]:
+        setup.scene.seen[name] = setup.scene.seen[name] + 1000
+    assert [model.images for model in setup.make().models] == [5, 4]
+    mapped = Map.open(setup.folder, setup.pipeline)
+    queries = {name: setup.scene.features_of(name) for name in ("002.png", "007.png")}
+    found = dict(zip(queries, mapped.localize_many(list(queries.values())), strict=True))
+    assert {name: result.model for name, result in found.items()} == {"002.png": "model", "007.png": "model/1"}
+    assert found["007.png"].success and found["007.png"].as_dict()["model"] == "model/1"
+    only = Map.open(setup.folder / "model" / "1", setup.pipeline)
+    assert only.localize(queries["007.png"]).model == "model/1"
+    lost = only.localize(queries["002.png"])
+    assert not lost.success and lost.model == "" and "fits 'model'" in lost.reason
+    assert not Map.open(setup.folder / "model", setup.pipeline).localize(queries["007.png"]).success

@@ -143,9 +143,10 @@ def localize(
         click.echo(json.dumps(result.as_dict()) if as_json else _line(result))
     if output is not None:
         write_results(output, results)
-    count = sum(one.success for one in results)
+    count = sum(result.success for result in results)
     click.echo(f"{count} of {len(results)} found{'' if output is None else f'; poses in {output}'}", err=True)
-    return OK if all(one.readable for one in results) and not listed.failed else SOME_FAILED
+    used = all(result.readable for result in results) and not listed.failed
+    return OK if count and used else SOME_FAILED
 
 
 class _Camera:
@@ -170,7 +171,8 @@ def _line(result: Localised) -> str:
     if result.centre is None or result.centre_std is None:
         return f"{result.name}: not found: {result.reason}"
     where = ", ".join(f"{value:.4g}" for value in result.centre)
+    place = f"in {result.model} " if result.model else ""
     return (
-        f"{result.name}: at ({where}) +- {result.centre_std:.2g}, {result.num_inliers} of {result.num_matches} matches "
-        f"agree, camera {result.camera_from}"
+        f"{result.name}: {place}at ({where}) +- {result.centre_std:.2g}, {result.num_inliers} of {result.num_matches} "
+        f"matches agree, camera {result.camera_from}"
     )

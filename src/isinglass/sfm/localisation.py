@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -27,6 +28,7 @@ from isinglass.pipeline import Pipeline, pipeline_of
 from isinglass.sfm.extraction import extract_images, feature_settings
 from isinglass.sfm.landmarks import NO_POINT, Ints, Landmarks
 from isinglass.sfm.localised import Localised, LocaliseOptions
+from isinglass.sfm.map_folder import find_map, read_map
 from isinglass.sfm.query import Query, exif_camera, intrinsics
 from isinglass.sfm.retrieval import Retrieval
 from isinglass.sfm.store import FeatureStore
@@ -43,10 +45,19 @@ class Map:
     landmarks  the model; pipeline: what makes features of queries, and matches
     retrieval  finds the images that look like a query; None = all images are matched
     problems   images of the model that cannot be used, and why
+    name       of the model in answers: "model", "model/1"; "" where it has none
+    others     maps of further models of the same photos, with frames of their own; all of them are tried
+    rest       models of the same map that were not asked for, tried only to say that a photo fits them
     """
 
     def __init__(
-        self, landmarks: Landmarks, features: FeatureStore, pipeline: Pipeline, retrieval: Retrieval | None = None
+        self,
+        landmarks: Landmarks,
+        features: FeatureStore,
+        pipeline: Pipeline,
+        retrieval: Retrieval | None = None,
+        *,
+        name: str = "",
     ) -> None:
         if pipeline.extractor.signature != features.signature:
             raise InputError(
@@ -54,6 +65,9 @@ class Map:
                 f"{pipeline.extractor.signature}. Choose the extractor that the map was made with"
             )
         self.landmarks, self.features, self.pipeline, self.retrieval = landmarks, features, pipeline, retrieval
+        self.name = name
+        self.others: list[Map] = []
+        self.rest: list[Map] = []
         missing = "there are no features of it"
         self.problems = {name: missing for name in landmarks.names if name not in features}
         self._usable = [name for name in landmarks.names if name not in self.problems]
@@ -65,28 +79,39 @@ class Map:
 
     @classmethod
     def open(cls, folder: PathLike, pipeline: Pipeline | None = None, **changed: Unpack[OptionsDict]) -> Map:
-        """A map that `isinglass map` made; without a pipeline one of the options that it was made with.
+        """Open a map that `isinglass map` made; without a pipeline one of the options that it was made with.
 
-        `changed` are those of them that are to be others; the device is the best there is unless it is given.
+        `folder` is that of the map, all of whose models are tried, or of one of its models ("map/model/1"). `changed`
+        are options that are to be others; the device is the best there is unless it is given.
 
         Raises InputError where the folder holds no map, or one without a model.
         """
-        root = Path(folder)
-        for part in ("model", "features.h5"):
-            if not (root / part).exists():
-                raise InputError(f"{str(root)!r} has no {part!r}; expected a map that `isinglass map` made")
-        from isinglass.sfm.mapping import read_map
-
+        place = find_map(folder)
+        if not (place.root / "features.h5").is_file():
+            raise InputError(f"{str(place.root)!r} has no 'features.h5'; expected a map that `isinglass map` made")
         if pipeline is None:
-            options: dict[str, Any] = {**read_map(root).get("pipeline", {}), "device": None, **changed}
+            options: dict[str, Any] = {**read_map(place.root).get("pipeline", {}), "device": None, **changed}
             pipeline = pipeline_of(Options.of(**options))
-        retrieval = root / "retrieval.npz"
-        return cls(
-            Landmarks.read(root / "model"),
-            FeatureStore(root / "features.h5"),
-            pipeline,
-            Retrieval.load(retrieval) if retrieval.is_file() else None,
-        )
+        file = place.root / "retrieval.npz"
+        retrieval = Retrieval.load(file) if file.is_file() else None
+        features = FeatureStore(place.root / "features.h5")
+        maps: dict[Path, Map] = {}
+        problems: dict[str, str] = {}
+        for model in (*place.models, *place.rest):
+            name = place.name_of(model)
+            try:
+                maps[model] = cls(Landmarks.read(model), features, pipeline, retrieval, name=name)
+            except InputError as error:  # of one model alone, unless there is no other
+                problems[name] = str(error)
+        opened = [maps[model] for model in place.models if model in maps]
+        if not opened:
+            raise InputError("; ".join(problems.values()))
+        first = opened[0]
+        first.others, first.rest = opened[1:], [maps[model] for model in place.rest if model in maps]
+        for other in opened[1:]:
+            first.problems |= other.problems
+        first.problems |= problems
+        return first
 
     @classmethod
     def from_model(cls, model: Any, photos: PathLike, pipeline: Pipeline, *, features: PathLike | None = None) -> Map:
@@ -131,8 +156,8 @@ class Map:
         """The poses of many images, in order; `cameras`: by name, which is the path; None = not known."""
         settings = options or LocaliseOptions()
         look_up = cameras if callable(cameras) else (cameras or {}).get
-        batch: list[Query | Localised] = []
-        for started in self._started(images, look_up, settings):
+        batch: list[_Photo | Localised] = []
+        for started in self._started(images, look_up):
             batch.append(started)
             if len(batch) >= settings.batch:
                 yield from self._finished(batch, settings)
@@ -142,35 +167,37 @@ class Map:
     # --- from images to queries
 
     def _started(
-        self, images: Iterable[ImageSource | Features], look_up: Callable[[str], Any], settings: LocaliseOptions
-    ) -> Iterator[Query | Localised]:
-        """Queries with features, camera and images to try."""
+        self, images: Iterable[ImageSource | Features], look_up: Callable[[str], Any]
+    ) -> Iterator[_Photo | Localised]:
+        """Photos with features and what is known of their cameras; what cannot be used is a result at once."""
         clock = _Clock(self.pipeline)
         for number, (image, features) in enumerate(_extracted(self.pipeline, images)):
             name = str(image) if isinstance(image, str | Path) else f"image {number}"
-            if isinstance(features, InputError):
-                yield Localised(name=name, success=False, readable=False, reason=str(features))
-                clock.spent()
-                continue
             timings = clock.spent()
-            start = time.perf_counter()
-            size = (int(features.image_size[0, 0]), int(features.image_size[0, 1]))
-            given = look_up(name)
-            if given is not None and (given.width, given.height) != size:
-                raise InputError(
-                    f"the camera given for {name!r} is of {given.width} x {given.height} px, but the image has "
-                    f"{size[0]} x {size[1]}. Give one of the image's own size"
-                )
-            exif = exif_camera(Path(image), size) if given is None and isinstance(image, str | Path) else None
-            yield Query(
-                name=name,
-                features=features.to(self.pipeline.device),
-                intrinsics=intrinsics(given, exif, self.landmarks, size),
-                likely=self._likely(features, settings.images),
-                threshold_px=settings.threshold_px,
-                timings_ms={**timings, "retrieve": (time.perf_counter() - start) * 1e3, "match": 0.0, "pose": 0.0},
-            )
+            try:
+                if isinstance(features, InputError):
+                    raise features
+                yield _photo(name, image, features, look_up(name), timings)
+            except InputError as error:
+                yield Localised(name=name, success=False, readable=False, reason=str(error))
             clock.spent()
+
+    def _query(self, photo: _Photo, settings: LocaliseOptions) -> Query:
+        """The photo on its way to a pose in this model."""
+        start = time.perf_counter()
+        return Query(
+            name=photo.name,
+            features=photo.features.to(self.pipeline.device),
+            intrinsics=intrinsics(photo.given, photo.exif, self.landmarks, photo.size),
+            likely=self._likely(photo.features, settings.images),
+            threshold_px=settings.threshold_px,
+            timings_ms={
+                **photo.timings_ms,
+                "retrieve": (time.perf_counter() - start) * 1e3,
+                "match": 0.0,
+                "pose": 0.0,
+            },
+        )
 
     def _likely(self, features: Features, count: int) -> list[int]:
         place = self.landmarks.place
@@ -182,13 +209,34 @@ class Map:
 
     # --- from queries to poses
 
-    def _finished(self, batch: Sequence[Query | Localised], settings: LocaliseOptions) -> Iterator[Localised]:
-        queries = [one for one in batch if isinstance(one, Query)]
+    def _finished(self, batch: Sequence[_Photo | Localised], settings: LocaliseOptions) -> Iterator[Localised]:
+        """The best result of each photo among all models; a good one in a larger model ends the search."""
+        photos = [photo for photo in batch if isinstance(photo, _Photo)]
+        best: dict[int, Localised] = {}
+        for mapped in (self, *self.others):
+            left = [photo for photo in photos if not _is_good(best.get(id(photo)), settings)]
+            for photo, result in zip(left, mapped._localized(left, settings), strict=True):
+                best[id(photo)] = _better(best.get(id(photo)), result)
+        for photo in batch:
+            yield photo if isinstance(photo, Localised) else self._explained(photo, best[id(photo)], settings)
+
+    def _explained(self, photo: _Photo, result: Localised, settings: LocaliseOptions) -> Localised:
+        """The result; where it failed and another model of the map fits, that is the reason."""
+        for mapped in () if result.success else self.rest:
+            (elsewhere,) = mapped._localized([photo], settings)
+            if elsewhere.success:
+                why = f"the photo fits {mapped.name!r}, another model of this map: localize in the whole map"
+                return replace(result, reason=f"{result.reason}; {why}")
+        return result
+
+    def _localized(self, photos: Sequence[_Photo], settings: LocaliseOptions) -> list[Localised]:
+        """The results in this model alone."""
+        queries = [self._query(photo, settings) for photo in photos]
+        todo = queries
         for _ in range(_ROUNDS):
-            queries = [one for one in queries if not _is_done(one, settings)]
-            self._match(queries, settings)
-        for one in batch:
-            yield one if isinstance(one, Localised) else self._result(one)
+            todo = [query for query in todo if not _is_done(query, settings)]
+            self._match(todo, settings)
+        return [self._result(query) for query in queries]
 
     def _match(self, queries: Sequence[Query], settings: LocaliseOptions) -> None:
         """One round: all pairs of all queries in one batch, then a pose for each."""
@@ -249,6 +297,7 @@ class Map:
         return Localised(
             name=query.name,
             success=success,
+            model=self.name if success else "",
             reason="" if success else reason,
             cam_from_world=pose.cam_from_world if pose is not None else None,
             camera=query.intrinsics.camera if pose is None else pose.camera,
@@ -259,6 +308,30 @@ class Map:
             covariance=pose.covariance if pose is not None else None,
             timings_ms={stage: round(ms, 2) for stage, ms in query.timings_ms.items()},
         )
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class _Photo:
+    """A photo to localize: its features, and its camera as it was given or as its file has it (None = not known)."""
+
+    name: str
+    features: Features
+    size: tuple[int, int]
+    given: Any
+    exif: Any
+    timings_ms: dict[str, float]
+
+
+def _photo(name: str, image: Any, features: Features, given: Any, timings_ms: dict[str, float]) -> _Photo:
+    """Raises InputError for a camera of another size."""
+    size = (int(features.image_size[0, 0]), int(features.image_size[0, 1]))
+    if given is not None and (given.width, given.height) != size:
+        raise InputError(
+            f"the camera given for {name!r} is of {given.width} x {given.height} px, but the image has "
+            f"{size[0]} x {size[1]}. Give one of the image's own size"
+        )
+    exif = exif_camera(Path(image), size) if given is None and isinstance(image, str | Path) else None
+    return _Photo(name=name, features=features, size=size, given=given, exif=exif, timings_ms=timings_ms)
 
 
 class _Clock:
@@ -294,6 +367,20 @@ def _extracted(
         yield waiting.popleft(), features
     for ready in waiting:
         yield ready, ready
+
+
+def _is_good(result: Localised | None, settings: LocaliseOptions) -> bool:
+    """Whether no other model can be expected to be better."""
+    return result is not None and result.success and result.num_inliers >= settings.enough
+
+
+def _better(result: Localised | None, other: Localised) -> Localised:
+    """The one of two results of a photo that has a pose; of equals the one of more inliers."""
+    if result is None:
+        return other
+    if result.success or other.success:
+        return max((result, other), key=lambda one: (one.success, one.num_inliers))
+    return max((result, other), key=lambda one: one.num_inliers)
 
 
 def _is_done(query: Query, settings: LocaliseOptions) -> bool:

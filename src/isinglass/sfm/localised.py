@@ -51,6 +51,7 @@ class Localised:
     """What became of a query.
 
     name            as given: its path
+    model           of the map that the pose is in: "model", "model/1"; "" without success, or where it has no name
     success         whether there is a pose; reason: why there is none, else empty
     readable        False where the image could not even be read
     cam_from_world  (3, 4) float64 of the camera in the map's frame and unit; None without success
@@ -66,6 +67,7 @@ class Localised:
 
     name: str
     success: bool
+    model: str = ""
     reason: str = ""
     readable: bool = True
     cam_from_world: Floats | None = None
@@ -99,6 +101,7 @@ class Localised:
         return {
             "name": self.name,
             "success": self.success,
+            "model": self.model,
             "reason": self.reason,
             "readable": self.readable,
             "qvec": None if pose is None else quaternion(pose).tolist(),

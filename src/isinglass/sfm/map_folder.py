@@ -16,10 +16,11 @@ _PARTS = ("cameras", "images", "points3D")
 
 @dataclass(frozen=True, kw_only=True)
 class MapFolder:
-    """A map on disk: its folder, and the folders of those of its models that are meant, the largest first."""
+    """A map on disk: its folder, the folders of those of its models that are meant, the largest first, and the rest."""
 
     root: Path
     models: tuple[Path, ...]
+    rest: tuple[Path, ...] = ()
 
     def name_of(self, model: Path) -> str:
         """Return what a model is called in answers: "model", "model/1"."""
@@ -36,8 +37,10 @@ def find_map(folder: str | os.PathLike[str]) -> MapFolder:
         return MapFolder(root=path, models=_models_of(path))
     if is_model(path):
         for root in path.absolute().parents[:2]:
-            if (root / "map.json").is_file() and path.absolute() in {found.absolute() for found in _models_of(root)}:
-                return MapFolder(root=root, models=(path.absolute(),))
+            known = _models_of(root) if (root / "map.json").is_file() else ()
+            if path.absolute() in known:
+                rest = tuple(model for model in known if model != path.absolute())
+                return MapFolder(root=root, models=(path.absolute(),), rest=rest)
         raise InputError(
             f"{str(path)!r} is a model of COLMAP, but of no map that `isinglass map` made. Give the photos that it was "
             "made of, too (--photos)"

@@ -15,7 +15,6 @@ class MapSummary:
 
     photos        in the folder; `problems` of those that could not be used, by name
     notes         what a person should know of what was left out, of masks, pairs and cameras
-    notes         what a person should know of the pairs and cameras
     frame         whether the frame of an earlier map in the same folder was kept; "" where there was none
     colmap        warnings and errors of COLMAP, each once
     pairs         chosen; `matched` of them have matches, of `verified` a two-view geometry was found, with `inliers`
