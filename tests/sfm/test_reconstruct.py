@@ -8,7 +8,8 @@ import pytest
 
 from isinglass.errors import InputError, WriteError
 from isinglass.sfm.colmap import Project, camera_of, pycolmap_module, quiet, seen_in, write_database
-from isinglass.sfm.reconstruct import MAPPERS, _write, read_model, reconstruct, report_of
+from isinglass.sfm.options import MAPPERS
+from isinglass.sfm.reconstruct import _write, read_model, reconstruct, report_of
 from isinglass.sfm.store import PairMatches
 from isinglass.sfm.verification import verify
 from mapped_scene import PARAMS, SIZE, MappedScene

@@ -67,6 +67,12 @@ def check_rotation(rotation: str) -> None:
         )
 
 
+def check_mapper(mapper: str) -> None:
+    """Raise InputError for a mapper that COLMAP does not have."""
+    if mapper not in MAPPERS:
+        raise InputError(f"the mapper is {mapper!r}; expected one of {', '.join(map(repr, MAPPERS))}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class CameraOptions:
     """What cameras of a map are. Raises InputError for an unknown model, wrong parameters or a size that is none.
@@ -158,7 +164,6 @@ class MapOptions:
     least_inliers: int = LEAST_INLIERS
 
     def __post_init__(self) -> None:
-        if self.mapper not in MAPPERS:
-            raise InputError(f"the mapper is {self.mapper!r}; expected one of {', '.join(map(repr, MAPPERS))}")
+        check_mapper(self.mapper)
         if self.masks is not None and not Path(self.masks).exists():
             raise InputError(f"there are no masks at {str(self.masks)!r}. Check the path")

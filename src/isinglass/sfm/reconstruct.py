@@ -23,7 +23,7 @@ from isinglass.files import PathLike
 from isinglass.files.colmap_model import read_colmap_model
 from isinglass.images import read_image
 from isinglass.sfm.colmap import Project, pycolmap_module, quiet
-from isinglass.sfm.options import MAPPERS, Mapper
+from isinglass.sfm.options import Mapper, check_mapper
 from isinglass.sfm.progress import Tell
 from isinglass.sfm.verification import SEED, of_size
 
@@ -58,8 +58,7 @@ def reconstruct(
 
     Raises InputError where the database or a folder cannot be read, WriteError where the models cannot be written.
     """
-    if mapper not in MAPPERS:
-        raise InputError(f"the mapper is {mapper!r}; expected one of {', '.join(map(repr, MAPPERS))}")
+    check_mapper(mapper)
     if not Path(photos).is_dir():
         raise InputError(f"there is no folder {str(photos)!r}; expected the one of the photos")
     folder = Path(folder)
