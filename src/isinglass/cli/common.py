@@ -78,6 +78,13 @@ PIPELINE_OPTIONS = (
         show_default=True,
         help="Minimum distance between keypoints, in px of the resized image; the weaker one is dropped.",
     ),
+    click.option(
+        "--stretch",
+        type=click.Choice(["auto", "none", "percentile"]),
+        default="auto",
+        show_default=True,
+        help="Stretch values to the whole range: auto does so for 16-bit images that use under a tenth of theirs.",
+    ),
     click.option("--device", type=DEVICE, help="Device: cpu, cuda, cuda:N or mps.  [default: the fastest]"),
     click.option("--accept-licence", is_flag=True, help="Accept the non-commercial licence of the weights chosen."),
 )

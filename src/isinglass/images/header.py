@@ -26,7 +26,7 @@ from isinglass.images.structure import missing_pixels
 _HEAD_BYTES = 2048
 _PILLOW_WARNS_PX = 80_000_000
 _UNFIT = ("EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR", "IPTC", "PCD", "FPX", "MIC")  # run programs, or hold no pixels
-_strict_lock = threading.Lock()
+_pillow_lock = threading.Lock()
 _strict: dict[str, Any] = {"users": 0, "before": False}
 
 
@@ -155,14 +155,14 @@ def _allocate(image: Any) -> None:
 @contextmanager
 def _strictly() -> Iterator[None]:
     """Let Pillow refuse truncated files, even if the program has set LOAD_TRUNCATED_IMAGES."""
-    with _strict_lock:
+    with _pillow_lock:
         if not _strict["users"]:
             _strict["before"], ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
         _strict["users"] += 1
     try:
         yield
     finally:
-        with _strict_lock:
+        with _pillow_lock:
             _strict["users"] -= 1
             if not _strict["users"]:
                 ImageFile.LOAD_TRUNCATED_IMAGES = _strict["before"]
@@ -199,8 +199,7 @@ def _image(stream: IO[bytes], head: bytes, filename: str, name: str, formats: Se
         try:
             answer = accept is None or accept(head[:16])
             if answer is True or (answer and not isinstance(answer, str)):
-                stream.seek(0)
-                return factory(stream, filename)
+                return _made(factory, stream, filename)
             if isinstance(answer, str):
                 reasons.append(answer)
         except (SyntaxError, IndexError, TypeError, struct.error):  # not of this format
@@ -217,6 +216,21 @@ def _image(stream: IO[bytes], head: bytes, filename: str, name: str, formats: Se
         f"{name} cannot be read as an image{why}; expected JPEG, PNG, TIFF, WebP or another format that Pillow reads. "
         "It may be damaged: copy it again, or convert it"
     )
+
+
+def _made(factory: Any, stream: IO[bytes], filename: str) -> Any:
+    """Return the image, its header read. A plugin that checks Pillow's limit by itself is run once more without."""
+    stream.seek(0)
+    try:
+        return factory(stream, filename)
+    except Image.DecompressionBombError:
+        stream.seek(0)
+        with _pillow_lock:
+            limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            try:
+                return factory(stream, filename)
+            finally:
+                Image.MAX_IMAGE_PIXELS = limit
 
 
 def _plugins(head: bytes, formats: Sequence[str] | None) -> Iterator[tuple[Any, Any]]:

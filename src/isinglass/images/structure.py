@@ -23,8 +23,8 @@ _TAIL = 1024
 def missing_pixels(image: Image.Image) -> str | None:
     """Say why a file whose header has been read cannot hold its image; None if it can, or there is no open file."""
     stream = getattr(image, "fp", None)
-    if stream is None or not getattr(image, "tile", True):
-        return None
+    if stream is None or getattr(stream, "closed", False) or getattr(image, "_im", None) is not None:
+        return None  # there is no file, or its pixels are in memory
     try:
         position = stream.tell()
         try:

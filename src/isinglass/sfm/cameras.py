@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import copy
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from isinglass.errors import InputError
-from isinglass.sfm.colmap_log import quiet
+from isinglass.images import Header, read_header
 from isinglass.sfm.options import CameraOptions, pycolmap_module
 
 if TYPE_CHECKING:
     from isinglass.files import PathLike
 
 Size = tuple[int, int]  # (width, height) px
-_EXIF_IFD, _MAKE, _MODEL = 0x8769, 0x010F, 0x0110
-_FOCAL_LENGTH, _FOCAL_LENGTH_35MM, _LENS = 0x920A, 0xA405, 0xA434
+_GUESSED_FOCAL = 1.2  # of the long side, as COLMAP guesses it
 _OFF_CENTRE = 0.2  # share of a side that a principal point is off the centre where the size is another one
 _FISHEYE_FOCAL = 0.5  # of the long side: an equidistant lens that sees 115 degrees along it
 
@@ -59,10 +56,10 @@ def find_cameras(photos: PathLike, names: Sequence[str], options: CameraOptions)
     scaled to a photo's size; MissingExtra without pycolmap.
     """
     folder, problems = Path(photos), {}
-    headers: dict[str, _Header] = {}
+    headers: dict[str, Header] = {}
     for name in names:
         try:
-            headers[name] = _header(folder / name)
+            headers[name] = read_header(folder / name)
         except InputError as error:
             problems[name] = str(error)
     groups: dict[object, list[str]] = {}
@@ -73,8 +70,8 @@ def find_cameras(photos: PathLike, names: Sequence[str], options: CameraOptions)
         known, notes = _known_cameras([header.size for header in headers.values()], options)
         found = [(known[headers[group[0]].size], group) for group in groups.values()]
         return Cameras(groups=[(copy.copy(camera), group) for camera, group in found], notes=notes, problems=problems)
-    cameras = [(_camera(folder / group[0], headers[group[0]], options), group) for group in groups.values()]
-    return Cameras(groups=cameras, notes=_give_priors(cameras), problems=problems)
+    cameras = [(_camera(headers[group[0]], options), group) for group in groups.values()]
+    return Cameras(groups=cameras, notes=[*_give_priors(cameras), *_notes(headers)], problems=problems)
 
 
 # ---- known intrinsics
@@ -136,17 +133,17 @@ def _px(size: Size) -> str:
 # ---- cameras of EXIF, or guessed
 
 
-def _camera(photo: Path, header: _Header, options: CameraOptions) -> Any:
-    colmap = pycolmap_module()
-    reading = colmap.ImageReaderOptions(camera_model=options.model)
-    with quiet():
-        try:
-            camera = colmap.infer_camera_from_image(photo, reading)
-        except (ValueError, RuntimeError):  # COLMAP cannot read it: an empty picture with the same EXIF says as much
-            with tempfile.TemporaryDirectory() as folder:
-                stand_in = Path(folder) / "stand-in.png"
-                Image.new("1", header.size).save(stand_in, exif=header.exif)
-                camera = colmap.infer_camera_from_image(stand_in, reading)
+def _camera(header: Header, options: CameraOptions) -> Any:
+    """Return the camera of a photo: its focal length by EXIF, or COLMAP's guess of 1.2 times the long side.
+
+    COLMAP itself is not asked to read the file: it believes any EXIF, and knows fewer formats.
+    """
+    width, height = header.size
+    focal_px = header.exif.focal_px(header.size)
+    camera = pycolmap_module().Camera.create_from_model_name(
+        0, options.model, _GUESSED_FOCAL * max(width, height) if focal_px is None else focal_px, width, height
+    )
+    camera.has_prior_focal_length = focal_px is not None
     return camera
 
 
@@ -166,29 +163,26 @@ def _give_priors(cameras: Sequence[tuple[Any, list[str]]]) -> list[str]:
     ]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Header:
-    size: Size
-    exif: Image.Exif
-
-
-def _header(photo: Path) -> _Header:
-    try:
-        with Image.open(photo) as opened:
-            return _Header(opened.size, opened.getexif())
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{str(photo)!r} cannot be read as an image ({error}). Copy it again") from error
+def _notes(headers: Mapping[str, Header]) -> list[str]:
+    """Return what was not believed of EXIF: each reason with the photo, or how many there are and the first."""
+    names: dict[str, list[str]] = {}
+    for name, header in headers.items():
+        for note in header.exif.notes:
+            names.setdefault(note, []).append(name)
+    return [
+        f"{same[0]!r}{f' and {len(same) - 1} more' if len(same) > 1 else ''}: {note}" for note, same in names.items()
+    ]
 
 
 # ---- which photos share a camera
 
 
-def _key(name: str, header: _Header, options: CameraOptions) -> object:
+def _key(name: str, header: Header, options: CameraOptions) -> object:
     """What photos of one camera have in common; with known parameters those of each size have one."""
     return _KEYS[options.share](name, header), header.size if options.params is not None else None
 
 
-def _check_sizes(groups: dict[object, list[str]], headers: dict[str, _Header]) -> None:
+def _check_sizes(groups: dict[object, list[str]], headers: dict[str, Header]) -> None:
     for names in groups.values():
         first = headers[names[0]].size
         for name in names:
@@ -200,17 +194,14 @@ def _check_sizes(groups: dict[object, list[str]], headers: dict[str, _Header]) -
                 )
 
 
-def _by_exif(name: str, header: _Header) -> object:
+def _by_exif(name: str, header: Header) -> object:
     exif = header.exif
-    details = exif.get_ifd(_EXIF_IFD)
-    camera = exif.get(_MAKE), exif.get(_MODEL)
-    focal = details.get(_FOCAL_LENGTH), details.get(_FOCAL_LENGTH_35MM)
-    if camera == (None, None) or focal == (None, None):
+    if (exif.make, exif.model) == (None, None) or (exif.focal_mm, exif.focal_35mm) == (None, None):
         return name
-    return header.size, str((camera, focal, details.get(_LENS)))
+    return header.size, exif.make, exif.model, exif.lens, exif.focal_mm, exif.focal_35mm
 
 
-_KEYS: dict[str, Callable[[str, _Header], object]] = {
+_KEYS: dict[str, Callable[[str, Header], object]] = {
     "exif": _by_exif,
     "single": lambda name, header: "",
     "folder": lambda name, header: str(PurePosixPath(name).parent),
