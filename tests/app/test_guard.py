@@ -107,7 +107,7 @@ def test_a_failure_of_ours_has_them_too_and_says_nothing(server, monkeypatch):
 @pytest.mark.parametrize("debug", [False, True])
 def test_a_failure_of_ours_is_one_line_with_an_id(server, monkeypatch, caplog, debug):
     monkeypatch.setattr(type(server.home.jobs), "get", lambda *given: 1 / 0)
-    caplog.set_level(logging.DEBUG if debug else logging.WARNING, "isinglass.app")
+    monkeypatch.setenv("ISINGLASS_DEBUG", str(int(debug)))
     detail = server.get("/jobs/abc").json()["detail"]
     assert server.get("/health").status_code == 200
     failures = [record for record in caplog.records if record.levelno >= logging.WARNING]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import traceback
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ def log_refusal(scope: Mapping[str, Any], what: str) -> None:
 
 
 def log_failure(problem: BaseException, where: str | Mapping[str, Any]) -> None:
-    """Log a mistake of ours under its id: one line, with the traceback only where DEBUG is logged.
+    """Log a mistake of ours under its id: one line, with the traceback only where ISINGLASS_DEBUG=1.
 
     where  the scope of the request, or in words what was done
     """
@@ -35,7 +36,7 @@ def log_failure(problem: BaseException, where: str | Mapping[str, Any]) -> None:
         type(problem).__name__,
         place,
         shown(str(problem), _MOST_TEXT),
-        exc_info=problem if _log.isEnabledFor(logging.DEBUG) else None,
+        exc_info=problem if _is_debugged() else None,
     )
 
 
@@ -59,11 +60,11 @@ def message_of(problem: BaseException) -> str:
 
 
 class OneLine(logging.Filter):
-    """What other libraries log becomes one line: a traceback is cut to its error, except where DEBUG is logged."""
+    """What other libraries log becomes one line: a traceback is cut to its error, except where ISINGLASS_DEBUG=1."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Change the record, and let it pass."""
-        if record.exc_info and not _log.isEnabledFor(logging.DEBUG):
+        if record.exc_info and not _is_debugged():
             record.msg = f"{shown(record.getMessage(), _MOST_TEXT)} ({record.exc_info[1]!r})"
             record.args, record.exc_info = (), None
         return True
@@ -73,6 +74,10 @@ def shown(text: str, most: int) -> str:
     """Return the text as one line of at most `most` letters, without what cannot be shown."""
     kept = "".join(letter if letter.isprintable() else "?" for letter in text[: most + 1])
     return kept if len(kept) <= most else f"{kept[: most - 3]}..."
+
+
+def _is_debugged() -> bool:
+    return os.environ.get("ISINGLASS_DEBUG") == "1"
 
 
 def _asked(scope: Mapping[str, Any]) -> str:

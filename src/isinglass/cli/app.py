@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,11 +30,6 @@ SERVER_OPTIONS = (
         "--name", "names", multiple=True, help="Host name that requests may use besides the address; repeatable."
     ),
     click.option("--device", type=DEVICE, help="Device: cpu, cuda, cuda:N or mps.  [default: the fastest]"),
-    click.option(
-        "--debug",
-        is_flag=True,
-        help="Log tracebacks of failures.",
-    ),
     click.option("--browser/--no-browser", default=True, show_default=True, help="Open the page in the browser."),
 )
 
@@ -52,7 +46,7 @@ def _check_source(params: Mapping[str, Any]) -> None:
 
 @click.command(cls=Command, needs=_PACKAGES, short_help="Match photos in the browser.")
 @options(*SERVER_OPTIONS)
-def app(browser: bool, debug: bool, **settings: Any) -> int:
+def app(browser: bool, **settings: Any) -> int:
     """Serve a page on which photos are matched, inspected, compared and diagnosed, until Ctrl-C.
 
     POST /match gives matches as JSON to other programs; /openapi.json describes it.
@@ -60,7 +54,6 @@ def app(browser: bool, debug: bool, **settings: Any) -> int:
     from isinglass.app.serve import serve
     from isinglass.app.settings import Settings
 
-    _log_tracebacks(debug)
     serve(Settings(**settings), lambda address: _open(address, browser))
     return OK
 
@@ -71,7 +64,7 @@ def app(browser: bool, debug: bool, **settings: Any) -> int:
 @click.argument("source", metavar="VIDEO|CAMERA")
 @click.option("--reference", type=IMAGE, help="Photo to match frames with.  [default: the previous keyframe]")
 @options(*SERVER_OPTIONS)
-def live(source: str, reference: Path | None, browser: bool, debug: bool, **settings: Any) -> int:
+def live(source: str, reference: Path | None, browser: bool, **settings: Any) -> int:
     """Serve a page that shows SOURCE, a video file or the number of a camera of this machine, with its matches.
 
     The video is read as fast as it was filmed; frames that come while one is matched are dropped. The page's own
@@ -80,14 +73,8 @@ def live(source: str, reference: Path | None, browser: bool, debug: bool, **sett
     from isinglass.app.serve import serve
     from isinglass.app.settings import Settings
 
-    _log_tracebacks(debug)
     serve(Settings(**settings), lambda at: _open(f"{at}/#live", browser), video=source, reference=reference)
     return OK
-
-
-def _log_tracebacks(debug: bool) -> None:
-    if debug:
-        logging.getLogger("isinglass.app").setLevel(logging.DEBUG)
 
 
 def _open(address: str, browser: bool) -> None:
