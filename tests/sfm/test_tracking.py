@@ -260,6 +260,29 @@ def test_frames_are_in_the_order_of_their_numbers(tmp_path):
     assert [(one.number, one.name) for one in chosen] == [(5, "5.png"), (10, "10.png")]
 
 
+def test_names_of_any_letters_are_sorted(tmp_path):
+    """Digits of other scripts are numbers, signs that only look like digits are text, and numbers have any length."""
+    names = [
+        "10²000000.jpg",
+        "9²000000.jpg",
+        "²1.jpg",
+        "½.jpg",
+        "①.jpg",
+        "f٣.jpg",
+        "f2.jpg",
+        "f१०.jpg",
+        f"{'7' * 200}.jpg",
+    ]
+    names += ["a.jpg", "A 1.jpg", "-1.jpg", "é2.jpg", "007.jpg", "7.jpg", "1e9.jpg"]
+    for name in names:
+        Image.new("RGB", (4, 4)).save(tmp_path / name, "JPEG")
+    found = [one.name for one in open_frames(tmp_path).read()]
+    assert sorted(found) == sorted(names)
+    assert found.index("9²000000.jpg") < found.index("10²000000.jpg")
+    assert found.index("f2.jpg") < found.index("f٣.jpg") < found.index("f१०.jpg")
+    assert found.index("1e9.jpg") < found.index("007.jpg") < found.index("7.jpg") < found.index(f"{'7' * 200}.jpg")
+
+
 def test_a_frame_that_cannot_be_read_is_said_and_left_out(photo, tmp_path, isinglass):
     frames = write_frames(tmp_path / "frames", [window(photo, i) for i in range(4)])
     (frames / "2.png").write_bytes((frames / "2.png").read_bytes()[:1000])

@@ -72,6 +72,13 @@ TRACK_OPTIONS = (
         show_default=True,
         help="Inlier threshold in px of the geometry between frames.",
     ),
+    click.option(
+        "--least-sharpness",
+        type=Number(0, 1),
+        default=0.35,
+        show_default=True,
+        help="Minimum share of the neighbours' sharpness; below it a sharper neighbour becomes the keyframe. 0: off.",
+    ),
 )
 
 

@@ -34,6 +34,7 @@ from isinglass.pipeline import Pipeline
 from isinglass.sfm.extraction import feature_settings
 from isinglass.sfm.frames import Frame, Frames, open_frames, read_ahead
 from isinglass.sfm.matching import matching_settings
+from isinglass.sfm.sharpness import NEIGHBORS, with_sharpness
 from isinglass.sfm.store import FeatureStore, MatchStore, Pair, PairMatches
 from isinglass.sfm.tracking import NO_TRACK, Keyframe, TrackedFrame, Tracker, TrackOptions
 from isinglass.types import Features
@@ -106,15 +107,17 @@ def track_sequence(
     if (done := run.finished()) is not None:
         return done
     start = run.resume()
-    waiting: list[Frame] = []
+    waiting: list[tuple[Frame, float]] = []
 
     def images() -> Iterator[tuple[ImageSource, None]]:
-        for frame in read_ahead(frames.read(start)):
-            waiting.append(frame)
-            yield frame.image, None
+        judged = with_sharpness(frames.read(max(start - NEIGHBORS * every, 0)), every)
+        for frame, ratio in read_ahead(judged):
+            if frame.number >= start:
+                waiting.append((frame, ratio))
+                yield frame.image, None
 
     for features in pipeline.extract_each(images()):
-        found = run.take(waiting.pop(0), features)
+        found = run.take(*waiting.pop(0), features)
         if found is not None:
             tell(found, run.done, frames.count)
     return run.finish(frames)
@@ -138,7 +141,8 @@ class _Run:
         self._matches: dict[Pair, PairMatches] = {}
         self._digests: dict[str, str] = {}
         self._names: dict[int, str] = {}
-        self._frames: list[Frame] = []  # the last two
+        self._frames: list[Frame] = []  # the last ones, of which any may become a keyframe
+        self._earlier: dict[int, Features] = {}  # of frames before the first that is tracked in this run
         self._resumed: dict[str, Any] | None = None
         self._written_s = time.monotonic()
 
@@ -172,21 +176,25 @@ class _Run:
             self._forget()
             return 0
         self._resumed = state
-        return state["last"]
+        return min([state["last"], *(number for number, *_ in state["earlier"])])
 
-    def take(self, frame: Frame, features: Features | InputError) -> TrackedFrame | None:
-        """Track one frame; None where it could not be read, or is the last one of an earlier run."""
-        self._frames = [*self._frames[-1:], frame]
+    def take(self, frame: Frame, sharpness: float, features: Features | InputError) -> TrackedFrame | None:
+        """Track one frame; None where it could not be read, or was tracked by an earlier run."""
+        self._frames = [*self._frames[-NEIGHBORS - 1 :], frame]
         if self._resumed is not None:
-            state, self._resumed = self._resumed, None
-            previous = features if isinstance(features, Features) and frame.number == state["last"] else None
-            self.tracker.restore(state, lambda number: self.features.get(self._names[number]), previous)
+            state = self._resumed
+            if frame.number <= state["last"] and isinstance(features, Features):
+                self._earlier[frame.number] = features
+            if frame.number < state["last"]:
+                return None
+            self.tracker.restore(state, lambda number: self.features.get(self._names[number]), self._earlier)
+            self._resumed, self._earlier = None, {}
             if frame.number == state["last"]:
                 return None
         if isinstance(features, InputError):
             self._about["problems"][str(frame.number)] = str(features)
             return None
-        found = self.tracker.add_features(features, frame.number)
+        found = self.tracker.add_features(features, frame.number, sharpness=sharpness)
         self.done += 1
         self._about["frames"].append(frame.number)
         if found.tracked:

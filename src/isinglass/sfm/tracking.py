@@ -7,7 +7,7 @@ search window. Matches count where one homography or fundamental matrix explains
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from isinglass.sfm.store import PairMatches
 from isinglass.types import Features
 
 NO_TRACK = -1
+_MOST_BLURRED = 3  # frames in a row that are passed over
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,8 @@ class TrackOptions:
     frame_keypoints  of a frame, the best ones, that are matched; keyframes have all. None = all
     least_matches    that one geometry explains, of a frame with a keyframe
     threshold_px     of that geometry, in px of the image as it is extracted
+    least_sharpness  share of the sharpness around it (`sharpness.with_sharpness`) below which a frame is blurred: a
+                     sharp frame within three frames becomes the keyframe instead, if one fits. 0 = off
     """
 
     window: int = 2
@@ -46,6 +49,7 @@ class TrackOptions:
     most_motion: float = 0.15
     most_frames: int | None = None
     threshold_px: float = 3.0
+    least_sharpness: float = 0.35
 
     def __post_init__(self) -> None:
         for name, least in (("window", 1), ("frame_keypoints", 8), ("least_matches", 8), ("most_frames", 1)):
@@ -55,6 +59,8 @@ class TrackOptions:
         for name, most in (("least_share", 1.0), ("most_motion", 1.0), ("threshold_px", float("inf"))):
             if not 0 < getattr(self, name) <= most:
                 raise InputError(f"{name} is {getattr(self, name)}; expected more than 0, at most {most}")
+        if not 0 <= self.least_sharpness <= 1:
+            raise InputError(f"least_sharpness is {self.least_sharpness}; expected 0 (off) to 1")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -108,12 +114,13 @@ class TrackedFrame:
 
 @dataclass(eq=False)
 class _View:
-    """A frame on its way: features best first, and their tracks so far."""
+    """A frame on its way: features best first, their tracks so far, and whether it is blurred."""
 
     number: int
     features: Features
     track_ids: np.ndarray
     tracked: bool = False
+    blurred: bool = False
 
 
 _Link = tuple[Keyframe, np.ndarray]  # (M, 2) from the keyframe to a view
@@ -127,6 +134,8 @@ class Tracker:
     enough matches, the frame before becomes a keyframe if that one has ("bridge", or "cut" where it was not tracked
     either): so a single frame of blur, flash or black changes nothing, and after a cut ids are new.
 
+    A blurred frame waits: up to three in a row become no keyframe, and the sharp frame before them may become a bridge.
+
     Raises InputError for a pipeline that turns images ("rotation": "auto"), MissingExtra without PoseLib.
     """
 
@@ -136,19 +145,27 @@ class Tracker:
         self.pipeline, self.options = pipeline, options or TrackOptions()
         self.keyframes: tuple[Keyframe, ...] = ()  # the newest `window`, newest first
         self._previous: _View | None = None
+        self._sharp: _View | None = None  # the last frame that is not blurred, for at most _MOST_BLURRED frames
+        self._blurred = 0  # frames in a row
         self._last, self._next_id, self._best = -1, 0, 0
 
-    def add(self, image: ImageSource, number: int | None = None) -> TrackedFrame:
+    def add(self, image: ImageSource, number: int | None = None, *, sharpness: float = 1.0) -> TrackedFrame:
         """Track the next frame. Raises InputError for an image that cannot be read; the tracker stays as it was."""
-        return self.add_features(self.pipeline.extract(image), number)
+        return self.add_features(self.pipeline.extract(image), number, sharpness=sharpness)
 
-    def add_features(self, features: Features, number: int | None = None) -> TrackedFrame:
-        """Likewise of the frame's features. `number` is that of the frame before and 1 where it is not given."""
+    def add_features(self, features: Features, number: int | None = None, *, sharpness: float = 1.0) -> TrackedFrame:
+        """Track the next frame by its features.
+
+        number     one more than that of the frame before where it is not given
+        sharpness  as a share of that of the frames around it, see `TrackOptions.least_sharpness`
+        """
         number = self._last + 1 if number is None else number
         if number <= self._last:
             raise InputError(f"frame {number} came after frame {self._last}; expected a higher number")
         self._last = number
         view = self._view(features, number)
+        view.blurred = sharpness < self.options.least_sharpness
+        self._blurred = self._blurred + 1 if view.blurred else 0
         added: list[Keyframe] = []
         links = self._links(view, self.keyframes)
         if self.keyframes and not links and (bridge := self._bridge(view)) is not None:
@@ -158,9 +175,11 @@ class Tracker:
         _take_ids(view.track_ids, links)
         view.tracked = bool(links)
         why = self._due(view, links, share, motion)
-        if why is not None:
+        if why is not None and not self._waits(view):
             added.append(self._promote(view, why))
         self._previous = view
+        if not view.blurred or self._blurred > _MOST_BLURRED:
+            self._sharp = None if view.blurred else view
         return TrackedFrame(
             number=number,
             tracked=view.tracked,
@@ -176,18 +195,23 @@ class Tracker:
 
     def state(self) -> dict[str, Any]:
         """What is needed to go on after the last frame: numbers, texts and (N,) arrays of ids."""
-        previous = self._previous
+        earlier = {one.number: one for one in (self._sharp, self._previous) if one is not None}
         return {
             "last": self._last,
             "next_id": self._next_id,
             "best": self._best,
+            "blurred": self._blurred,
+            "sharp": None if self._sharp is None else self._sharp.number,
             "window": [(one.number, one.why, one.track_ids) for one in self.keyframes],
-            "previous": None if previous is None else (previous.number, previous.tracked, previous.track_ids.copy()),
+            "earlier": [(one.number, one.tracked, one.blurred, one.track_ids.copy()) for one in earlier.values()],
         }
 
-    def restore(self, state: dict[str, Any], keyframe: Callable[[int], Features], previous: Features | None) -> None:
-        """Go on from a state; `keyframe` gives a keyframe's features, `previous` are those of the last frame."""
+    def restore(
+        self, state: dict[str, Any], keyframe: Callable[[int], Features], earlier: Mapping[int, Features]
+    ) -> None:
+        """Go on from a state; `keyframe` gives a keyframe's features, `earlier` has those of the state's frames."""
         self._last, self._next_id, self._best = (int(state[name]) for name in ("last", "next_id", "best"))
+        self._blurred = int(state["blurred"])
         self.keyframes = tuple(
             Keyframe(
                 number=number,
@@ -197,11 +221,13 @@ class Tracker:
             )
             for number, why, ids in state["window"]
         )
-        self._previous = None
-        if state["previous"] is not None and previous is not None:
-            number, tracked, ids = state["previous"]
-            view = self._view(previous, number)
-            self._previous = dataclasses.replace(view, track_ids=np.array(ids, np.int64), tracked=tracked)
+        views = {}
+        for number, tracked, blurred, ids in state["earlier"]:
+            if number in earlier:
+                view = self._view(earlier[number], number)
+                view.track_ids, view.tracked, view.blurred = np.array(ids, np.int64), tracked, blurred
+                views[number] = view
+        self._previous, self._sharp = views.get(self._last), views.get(state["sharp"])
 
     # --- what add_features is made of
 
@@ -248,16 +274,22 @@ class Tracker:
             inliers = estimate(points0, points1, threshold_px=threshold_px).inliers
         return pairs[inliers].astype(np.int64)
 
+    def _waits(self, view: _View) -> bool:
+        """Whether a frame is no keyframe yet, as a sharp one is near."""
+        return view.blurred and self._blurred <= _MOST_BLURRED
+
     def _bridge(self, view: _View) -> Keyframe | None:
-        """The frame before as a keyframe, if this one matches it."""
-        previous = self._previous
-        if previous is None or previous.number == self.keyframes[0].number:
-            return None
-        count = previous.features.keypoints.shape[1]
-        alone = Keyframe(number=previous.number, why="", features=previous.features, track_ids=np.arange(count))
-        if not self._links(view, [alone]):
-            return None
-        return self._promote(previous, "bridge" if previous.tracked else "cut")
+        """Promote a frame before this one that it matches: the last sharp one, or else the one before."""
+        for earlier in (self._sharp, None if self._previous is self._sharp else self._previous):
+            if earlier is None or any(earlier.number == one.number for one in self.keyframes):
+                continue
+            if self._waits(earlier) and not earlier.tracked:  # the beginning of a new scene, which can begin sharply
+                continue
+            count = earlier.features.keypoints.shape[1]
+            alone = Keyframe(number=earlier.number, why="", features=earlier.features, track_ids=np.arange(count))
+            if self._links(view, [alone]):
+                return self._promote(earlier, "bridge" if earlier.tracked else "cut")
+        return None
 
     def _measure(self, links: Sequence[_Link], view: _View) -> tuple[float, float]:
         """Share and motion, see `TrackedFrame`."""
