@@ -110,8 +110,7 @@ def track_sequence(
     waiting: list[tuple[Frame, float]] = []
 
     def images() -> Iterator[tuple[ImageSource, None]]:
-        judged = with_sharpness(frames.read(max(start - NEIGHBORS * every, 0)), every)
-        for frame, ratio in read_ahead(judged):
+        for frame, ratio in read_ahead(with_sharpness(frames.read(max(start - NEIGHBORS * every, 0)), every)):
             if frame.number >= start:
                 waiting.append((frame, ratio))
                 yield frame.image, None
