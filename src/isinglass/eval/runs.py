@@ -5,7 +5,6 @@ The JSON has the fields of `Run.info`, the npz those of `Run.pairs`; `docs/bench
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections.abc import Mapping
@@ -19,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 from isinglass.errors import InputError
-from isinglass.files import write_atomically
+from isinglass.files import read_signed_json, write_signed_json
+from isinglass.files.npz import read_npz, write_npz
 
 SCHEMA = "isinglass eval 1"
 PACKAGES = ("isinglass", "torch", "numpy", "pillow", "opencv-python-headless", "poselib", "pycolmap")
@@ -48,10 +48,8 @@ def save_run(path: Path, info: Mapping[str, Any], pairs: Mapping[str, NDArray[An
     """Write <path> (.json) and its npz beside it. Raises InputError where they cannot be written."""
     per_pair = path.with_suffix(".npz")
     whole = {"schema": SCHEMA, **info, "per_pair": per_pair.name}
-    with write_atomically(per_pair) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **{name: np.asarray(values) for name, values in pairs.items()})
-    with write_atomically(path) as temporary:
-        temporary.write_text(json.dumps(whole, indent=1, allow_nan=False) + "\n")
+    write_npz(per_pair, {name: np.asarray(values) for name, values in pairs.items()}, compressed=True)
+    write_signed_json(path, whole)
     return Run(info=whole, pairs=dict(pairs), path=path)
 
 
@@ -59,14 +57,11 @@ def load_run(path: Path | str) -> Run:
     """Read what `save_run` wrote. Raises InputError where a file is missing, damaged or no run."""
     path = Path(path)
     try:
-        info = json.loads(path.read_text())
-        if not isinstance(info, dict) or info.get("schema") != SCHEMA:
+        info = read_signed_json(path)
+        if info.get("schema") != SCHEMA:
             raise InputError(f"{str(path)!r} is no run of `isinglass eval` ({SCHEMA!r}); give the JSON that it wrote")
-        with np.load(path.parent / info["per_pair"], allow_pickle=False) as arrays:
-            pairs = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, KeyError) as error:
-        if isinstance(error, InputError):
-            raise
+        pairs = dict(read_npz(path.parent / info["per_pair"]))
+    except (KeyError, TypeError) as error:
         raise InputError(f"the run {str(path)!r} cannot be read: {error}. Run `isinglass eval` again") from error
     return Run(info=info, pairs=pairs, path=path)
 

@@ -12,6 +12,7 @@ import hashlib
 import secrets
 import shutil
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -22,6 +23,7 @@ from isinglass.files.integrity import read_signed_json, write_signed_json
 LIST = ".isinglass-export.json"
 _READY, _MAKING = ".isinglass-export.ready", ".isinglass-export."
 _SCHEMA = "isinglass export 1"
+_STALE_S = 3600.0
 _LOGS = ("-wal", "-shm")  # beside a database of SQLite
 
 
@@ -37,6 +39,9 @@ def write_folder(folder: Path) -> Iterator[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         complete(folder)
+        for left in folder.glob(f"{_MAKING}*.tmp"):  # of a run that was killed
+            if time.time() - left.stat().st_mtime > _STALE_S:
+                shutil.rmtree(left, ignore_errors=True)
         making = folder / f"{_MAKING}{secrets.token_hex(4)}.tmp"
         making.mkdir()
         try:

@@ -149,7 +149,13 @@ class _Making:
             )
             return {"problems": filled.problems}
 
-        self.problems = self.stages.run("extract", key, [path], work).result["problems"] | self.listing.problems
+        def is_whole(earlier: dict[str, Any]) -> bool:  # damaged records are taken out of a store
+            with FeatureStore(path, self.pipeline.extractor.signature, settings) as store:
+                return all(name in store or name in earlier["problems"] for name in self.names)
+
+        self.problems = (
+            self.stages.run("extract", key, [path], work, is_whole).result["problems"] | self.listing.problems
+        )
         self.store = FeatureStore(path, self.pipeline.extractor.signature, settings)
         for name in self.names:
             if name not in self.store:
@@ -202,7 +208,12 @@ class _Making:
             matched = computing.match(self.store, pairs, path, self.pipeline, tell=self._tell("match"))
             return {"problems": {" ".join(pair): why for pair, why in matched.problems.items()}}
 
-        problems = self.stages.run("match", key, [path] if pairs else [], work).result["problems"]
+        def is_whole(earlier: dict[str, Any]) -> bool:
+            with MatchStore(path, self.pipeline.extractor.signature, matching_settings(self.pipeline)) as store:
+                there = {frozenset(pair) for pair in store}
+            return all(frozenset(pair) in there or " ".join(pair) in earlier["problems"] for pair in pairs)
+
+        problems = self.stages.run("match", key, [path] if pairs else [], work, is_whole).result["problems"]
         self.notes += [f"{pair}: {why}" for pair, why in problems.items()]
         return key
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from isinglass.files import write_atomically
+from isinglass.errors import InputError
+from isinglass.files import read_signed_json, write_signed_json
 
 
 def key_of(*parts: Any) -> str:
@@ -36,27 +37,36 @@ class Stages:
         self.folder = folder
         self.finished: list[Stage] = []
 
-    def run(self, name: str, key: str, outputs: Sequence[Path], work: Callable[[], dict[str, Any]]) -> Stage:
-        """Do the work, unless it was finished with the same key and its outputs are there. `work` gives the result."""
+    def run(
+        self,
+        name: str,
+        key: str,
+        outputs: Sequence[Path],
+        work: Callable[[], dict[str, Any]],
+        is_whole: Callable[[dict[str, Any]], bool] = lambda result: True,
+    ) -> Stage:
+        """Do the work, unless it was finished with the same key and its outputs are there. `work` gives the result.
+
+        is_whole  whether the outputs of an earlier run with such a result are whole
+        """
         file = self.folder / f"{name}.json"
         stage = self._earlier(file, name, key)
-        if stage is None or not all(output.exists() for output in outputs):
+        if stage is None or not all(output.exists() for output in outputs) or not is_whole(stage.result):
             file.unlink(missing_ok=True)
             start = time.perf_counter()
             result = work()
             stage = Stage(name=name, key=key, result=result, seconds=time.perf_counter() - start, reused=False)
             told = {"key": key, "seconds": stage.seconds, "result": result}
-            with write_atomically(file) as temporary:
-                temporary.write_text(json.dumps(told, indent=1))
+            write_signed_json(file, told)
         self.finished.append(stage)
         return stage
 
     @staticmethod
     def _earlier(file: Path, name: str, key: str) -> Stage | None:
         try:
-            told = json.loads(file.read_text())
+            told = read_signed_json(file)
             if told["key"] != key:
                 return None
             return Stage(name=name, key=key, result=dict(told["result"]), seconds=float(told["seconds"]), reused=True)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (InputError, ValueError, KeyError, TypeError):
             return None
