@@ -64,6 +64,24 @@ def test_nothing_is_done_twice(setup):
     assert {file: file.stat().st_mtime_ns for file in before} == before
 
 
+def test_a_damaged_record_alone_is_made_again(setup):
+    setup.make()
+    for file, content in (
+        ("features.h5", setup.scene.keypoints["002.png"].tobytes()),
+        ("matches.h5", setup.scene.matches_of("001.png", "004.png").indices.tobytes()),
+    ):
+        setup.knowing.extracted = setup.knowing.matched = 0
+        damaged = bytearray((setup.folder / file).read_bytes())
+        damaged[damaged.find(content) + 21] ^= 1
+        (setup.folder / file).write_bytes(damaged)
+        (setup.folder / "stages/database.json").unlink()
+        with pytest.raises(InputError, match=rf"{file}' is damaged.*run again, and it alone is made again"):
+            setup.make()
+        (model,) = setup.make().models
+        assert model.registered == setup.scene.names
+        assert (setup.knowing.extracted, setup.knowing.matched) == ((1, 0) if file == "features.h5" else (0, 1))
+
+
 @pytest.mark.parametrize(
     ("changed", "kept"),
     [
