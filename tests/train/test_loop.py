@@ -1,7 +1,6 @@
 """The loop on data made up here: it learns, resumes exactly, survives what goes wrong, and what it writes matches."""
 
 import importlib.metadata
-import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,88 +10,15 @@ import pytest
 import torch
 
 from isinglass.errors import InputError, TrainingError, WeightsError
-from isinglass.matchers.lightglue import LightGlue, LightGlueConfig
-from isinglass.matchers.superglue import SuperGlue, SuperGlueConfig
+from isinglass.matchers.lightglue import LightGlue
+from isinglass.matchers.superglue import SuperGlue
 from isinglass.train import state
-from isinglass.train.batch import stacked
-from isinglass.train.config import TrainConfig
-from isinglass.train.labels import landing_by_homography, targets
-from isinglass.train.loop import BEST, LAST, LOG, PATIENCE, Trainer
-from isinglass.types import Features, Signature
+from isinglass.train.loop import BEST, LAST, PATIENCE, Trainer
+from isinglass.types import Features
 from isinglass.weights.checkpoint import read_training_state
+from made_training import LIGHTGLUE, SIGNATURE, SUPERGLUE, MadeUp, OneBatch, config, losses, trainer
 
 pytest.importorskip("lightning_fabric")
-SIZE, CHANNELS = (200, 150), 16
-LIGHTGLUE = LightGlueConfig(input_size=CHANNELS, width=32, heads=2, layers=2)
-SUPERGLUE = SuperGlueConfig(
-    input_size=CHANNELS, width=32, heads=2, layers=4, encoder_widths=(16,), sinkhorn_iterations=10
-)
-SIGNATURE = Signature(extractor="made-up")
-
-
-class MadeUp:
-    """Random points under a random shift, with descriptors that nearly agree, and points of one view alone."""
-
-    signature, digest = SIGNATURE, "made up"
-
-    def __init__(self, common=20, alone=8, noise=0.3, spoilt=()):
-        self.common, self.alone, self.noise, self.spoilt, self.asked = common, alone, noise, spoilt, 0
-
-    def batch(self, size, rng):
-        pairs, labels = [], []
-        for _ in range(size):
-            shift = torch.eye(3, dtype=torch.float64)
-            shift[:2, 2] = torch.from_numpy(rng.uniform(-20, 20, 2))
-            points0 = rng.uniform(20, 130, (self.common + self.alone, 2)).astype(np.float32)
-            points1 = points0 + shift[:2, 2].numpy().astype(np.float32)
-            points1[self.common :] = rng.uniform(20, 130, (self.alone, 2))
-            known = rng.standard_normal((self.common + self.alone, CHANNELS)).astype(np.float32)
-            noisy = known + self.noise * rng.standard_normal(known.shape).astype(np.float32)
-            noisy[self.common :] = rng.standard_normal((self.alone, CHANNELS))
-            order = rng.permutation(len(points1))
-            views = [self._view(points0, known), self._view(points1[order], noisy[order])]
-            landings = [
-                landing_by_homography(view.keypoints[0], matrix, SIZE)
-                for view, matrix in zip(views, (shift, torch.linalg.inv(shift)), strict=True)
-            ]
-            pairs.append(tuple(views))
-            labels.append(targets(views[0].keypoints[0], views[1].keypoints[0], *landings))
-        self.asked += 1
-        batch = stacked(pairs, labels)
-        if self.asked in self.spoilt:
-            batch.descriptors_B2ND[0, 0, 0] = torch.nan
-        return batch
-
-    def _view(self, points, descriptors):
-        return Features(
-            keypoints=torch.from_numpy(points)[None],
-            descriptors=torch.from_numpy(descriptors)[None],
-            scores=torch.ones(1, len(points)),
-            image_size=torch.tensor([SIZE]),
-            signature=SIGNATURE,
-        )
-
-
-class OneBatch(MadeUp):
-    """The same batch again and again."""
-
-    def batch(self, size, rng):
-        return super().batch(size, np.random.default_rng(0))
-
-
-def config(model=LIGHTGLUE, **changes):
-    settled = {"steps": 12, "batch_size": 4, "warmup_steps": 0, "learning_rate": 2e-3, "precision": "float32"}
-    settled |= {"log_every": 1, "validate_every": 6, "save_every": 4}
-    return TrainConfig(name="test", model=model, **{**settled, **changes})
-
-
-def trainer(folder, made=None, source=None, **changes):
-    return Trainer(made or config(**changes), source or MadeUp(), MadeUp(), folder, trained_on="made-up points")
-
-
-def losses(folder):
-    rows = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
-    return {row["step"]: row["loss"] for row in rows if "loss" in row}
 
 
 @pytest.mark.parametrize("model", [LIGHTGLUE, SUPERGLUE], ids=["lightglue", "superglue"])
@@ -250,7 +176,7 @@ import sys
 from pathlib import Path
 from lightning_fabric import Fabric
 sys.path.insert(0, sys.argv[2])
-from test_loop import MadeUp, Trainer, config
+from made_training import MadeUp, Trainer, config
 
 def work(fabric):
     run = Trainer(config(batch_size=8), MadeUp(spoilt=(3,) if fabric.global_rank else ()), MadeUp(), Path(sys.argv[1]),
@@ -270,7 +196,7 @@ def test_two_processes_agree(tmp_path):
     """Gradients are averaged, a step that is bad for one is skipped by both, one of them writes."""
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES)
-    command = [sys.executable, str(script), str(tmp_path / "run"), str(__import__("pathlib").Path(__file__).parent)]
+    command = [sys.executable, str(script), str(tmp_path / "run"), str(__import__("pathlib").Path(__file__).parents[1])]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert LightGlue.pretrained(tmp_path / "run" / LAST)

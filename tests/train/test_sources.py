@@ -13,32 +13,9 @@ from isinglass.train.batch import IGNORED, stacked
 from isinglass.train.sources import HELD_OUT_EVERY, HomographyPairs, MixedPairs
 from isinglass.train.store import DrawnViews, StoredViews
 from isinglass.train.views import Photos, ViewConfig, between, resampled
-from isinglass.types import Features, Signature
+from made_training import Corners
 
 PLAIN = ViewConfig(size=(96, 64), photometric=0.0)
-
-
-class Corners:
-    """An extractor that finds the brightest pixels of a smooth photo, and describes them by their surroundings."""
-
-    signature = Signature(extractor="corners")
-
-    def __init__(self):
-        self.calls = 0
-
-    def extract(self, images, mask=None):
-        self.calls += 1
-        height, width = images.shape[2:]
-        blurred = torch.nn.functional.avg_pool2d(images.mean(1, keepdim=True), 5, 1, 2)
-        top = blurred.flatten().topk(30)
-        points = torch.stack([top.indices % width, top.indices // width], dim=-1).float()
-        return Features(
-            keypoints=points[None],
-            descriptors=torch.nn.functional.unfold(blurred, 3, padding=1)[0].T[top.indices][None],
-            scores=top.values[None],
-            image_size=torch.tensor([[width, height]]),
-            signature=self.signature,
-        )
 
 
 @pytest.fixture

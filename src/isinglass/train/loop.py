@@ -264,8 +264,8 @@ class Trainer:
 
     def _begin(self) -> Run:
         self.fabric.seed_everything(self.config.seed, verbose=False)
-        model = self._fresh_model()
-        mean = copy.deepcopy(model).requires_grad_(False).to(self.fabric.device)
+        model = self._fresh_model().to(self.fabric.device)  # before the optimizer takes its parameters
+        mean = copy.deepcopy(model).requires_grad_(False)
         learnt = [value for value in model.parameters() if value.requires_grad]
         optimizer = torch.optim.AdamW(learnt, lr=self.config.learning_rate, weight_decay=self.config.weight_decay)
         self.objective, optimizer = self.fabric.setup(
