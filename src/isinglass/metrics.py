@@ -218,6 +218,9 @@ def expected_calibration_error(scores: ArrayLike, correct: ArrayLike, bins: int 
     return float(np.nansum(np.abs(diagram.accuracy - diagram.confidence) * diagram.count) / diagram.count.sum())
 
 
+MIN_PAIRS = 10  # that an interval is made from
+
+
 def bootstrap_interval(
     values_a: ArrayLike,
     values_b: ArrayLike | None,
@@ -231,7 +234,8 @@ def bootstrap_interval(
     `values_a` and `values_b` hold one row a pair, in the same order; the rows are drawn anew `samples` times, the same
     for both, so what makes a pair hard for both cancels (Efron and Tibshirani, An Introduction to the Bootstrap,
     section 13.3). The statistic gets such an array, for instance `lambda errors: auc(errors, [5])[0]`. Rows must
-    be independent: of pairs that share images, the interval is too narrow. (nan, nan) without rows.
+    be independent: of pairs that share images, the interval is too narrow. (nan, nan) for fewer than MIN_PAIRS rows:
+    of so few, drawing them anew says nothing (one pair has an interval of no width).
 
     Raises InputError where lengths differ.
     """
@@ -241,7 +245,7 @@ def bootstrap_interval(
         raise InputError(f"{len(a_P)} values against {len(b_P)}; expected the same pairs in the same order")
     if not 0 < level < 1 or samples < 1:
         raise InputError(f"level is {level} and samples {samples}; expected a level in (0, 1), at least one sample")
-    if not len(a_P):
+    if len(a_P) < MIN_PAIRS:
         return math.nan, math.nan
     rng = np.random.default_rng(seed)
     drawn = np.empty(samples)

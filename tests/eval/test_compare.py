@@ -69,6 +69,25 @@ def test_groups_are_compared_alone(comparison, worse):
     assert one.num_pairs == 20
 
 
+@pytest.mark.parametrize(("pairs", "enough"), [(2, False), (9, False), (10, True)])
+def test_few_pairs_have_no_interval_and_no_verdict(tmp_path, pairs, enough):
+    """One pair has always been "better" by exactly what it differs: drawn anew it is itself."""
+    runs = [made_run(tmp_path / label, label, pairs=pairs, quality=quality) for label, quality in (("a", 1), ("b", 4))]
+    comparison = compare(*runs, samples=200)
+    one = row(comparison, "time to match, ms (median)")
+    assert one.difference < 0
+    assert (one.verdict == "better") == enough == (not np.isnan(one.low))
+    assert ("too few pairs" in str(comparison).split("pairs that differ most")[0].split("illumination")[0]) != enough
+    told = json.loads(json.dumps(comparison.as_dict(), allow_nan=False))
+    assert (told["differences"][-1]["low"] is None) != enough
+
+
+def test_a_group_of_few_pairs_has_no_interval(tmp_path):
+    runs = [made_run(tmp_path / label, label, pairs=12, quality=quality) for label, quality in (("a", 1), ("b", 4))]
+    one = row(compare(*runs, samples=200), "AUC@5 px", "dlt, best", "viewpoint")
+    assert (one.num_pairs, one.verdict, one.interval) == (6, "", "too few pairs")
+
+
 def test_a_run_is_not_different_from_itself(better):
     same = compare(better, better, samples=50)
     assert {(one.difference, one.low, one.high, one.verdict) for one in same.differences} == {(0.0, 0.0, 0.0, "")}

@@ -135,7 +135,9 @@ def test_a_seed_gives_one_interval_and_rows_stay_together():
 
 
 def test_what_cannot_be_drawn():
-    assert all(map(math.isnan, bootstrap_interval([], None, np.mean)))
+    for few in ([], [0.3], list(range(9))):  # an interval of one value has no width, and leaves out zero
+        assert all(map(math.isnan, bootstrap_interval(few, None, np.mean)))
+    assert not any(map(math.isnan, bootstrap_interval(range(10), None, np.mean)))
     with pytest.raises(InputError, match="same pairs"):
         bootstrap_interval([1, 2], [1], np.mean)
     for options in ({"level": 1.0}, {"level": 0.0}, {"samples": 0}):

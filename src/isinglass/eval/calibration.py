@@ -7,6 +7,7 @@ stay together where there are several scenes, so that no image is on both sides.
 from __future__ import annotations
 
 import json
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from isinglass.errors import InputError
 from isinglass.eval.runs import Run
 from isinglass.files import write_atomically
-from isinglass.metrics import expected_calibration_error
+from isinglass.metrics import MIN_PAIRS, expected_calibration_error
 from isinglass.ops.calibration import Calibration
 
 MAX_KNOTS = 64
@@ -79,6 +80,12 @@ def fit(scores: ArrayLike, correct: ArrayLike, pairs: ArrayLike, *, fitted_on: s
         raise InputError(
             f"of {len(known_M)} matches {len(scores_M)} are known to be right or wrong, in {len(names)} pairs; "
             "expected some in two pairs at least, one to fit on and one to hold it against. Evaluate more pairs"
+        )
+    if len(names) < MIN_PAIRS:
+        warnings.warn(
+            f"the calibration is fitted on matches of {len(names)} pairs, which say little about others; evaluate "
+            f"{MIN_PAIRS} or more",
+            stacklevel=2,
         )
     if not ((scores_M >= 0) & (scores_M <= 1)).all():
         raise InputError("scores are outside [0, 1] or NaN; expected those of `Matches.pair_scores`")

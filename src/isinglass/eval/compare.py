@@ -16,7 +16,7 @@ from isinglass.eval import series
 from isinglass.eval.figures import error_curve, error_scatter
 from isinglass.eval.pictures import colours, picture
 from isinglass.eval.runs import Run
-from isinglass.metrics import bootstrap_interval
+from isinglass.metrics import MIN_PAIRS, bootstrap_interval
 from isinglass.pages.page import Column, chart_grid, details, escape, facts, heading, table, write_page
 
 Statistic = Callable[[NDArray[Any]], float]
@@ -44,7 +44,7 @@ class Difference:
     num_pairs: int
     a: float
     b: float
-    low: float  # 95 % bootstrap interval of b - a over pairs
+    low: float  # 95 % bootstrap interval of b - a over pairs; NaN of too few pairs
     high: float
 
     @property
@@ -54,8 +54,13 @@ class Difference:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval leaves out zero."""
+        """Whether there is an interval, and it leaves out zero."""
         return self.low > 0 or self.high < 0
+
+    @property
+    def interval(self) -> str:
+        """The interval for a person."""
+        return "too few pairs" if math.isnan(self.low) else f"{self.low:+.1f} to {self.high:+.1f}"
 
     @property
     def verdict(self) -> str:
@@ -118,8 +123,7 @@ class Comparison:
             if row.setting != heading:
                 heading, numbers = row.setting, f"{'pairs':>7}{'a':>9}{'b':>9}{'b - a':>9}   95 % interval"
                 lines += ["", f"  {heading or 'matches':<{wide + 2}}{numbers if len(lines) == 2 else ''}".rstrip()]
-            span = f"{row.low:+.1f} to {row.high:+.1f}"
-            numbers = f"{row.num_pairs:>7}{row.a:>9.1f}{row.b:>9.1f}{row.difference:>+9.1f}   {span:<18}"
+            numbers = f"{row.num_pairs:>7}{row.a:>9.1f}{row.b:>9.1f}{row.difference:>+9.1f}   {row.interval:<18}"
             lines.append(f"    {name:<{wide}}{numbers}{row.verdict}".rstrip())
         if self.pairs:
             lines += ["", f"  pairs that differ most (by {_judged_by(self.run_a)} with {self.solver}, a -> b)"]
@@ -181,7 +185,8 @@ def write_comparison(comparison: Comparison, path: Path | str, *, num_pictures: 
     overall = [row for row in c.differences if row.group == series.ALL]
     grouped = [row for row in c.differences if row.group != series.ALL]
     parts += [f'<h3 class="part">Differences</h3>{_table(c, overall)}']
-    parts.append('<p class="note">Intervals are paired bootstraps over pairs; one that holds 0 may be luck.</p>')
+    luck = f"one that holds 0 may be luck, and of fewer than {MIN_PAIRS} pairs there is none"
+    parts.append(f'<p class="note">Intervals are paired bootstraps over pairs; {luck}.</p>')
     if grouped:
         parts.append(details("By group", _table(c, grouped)))
     if c.solver is not None:
@@ -343,7 +348,7 @@ def _table(c: Comparison, rows: list[Difference]) -> str:
             Column(head=c.label_a, values=[row.a for row in rows]),
             Column(head=c.label_b, values=[row.b for row in rows]),
             Column(head="difference", values=[f"{row.difference:+.1f}" for row in rows], numeric=True),
-            Column(head="95 % interval", values=[f"{row.low:+.1f} to {row.high:+.1f}" for row in rows], numeric=True),
+            Column(head="95 % interval", values=[row.interval for row in rows], numeric=True),
             Column(head="", values=[row.verdict for row in rows], marks={"better": "good", "worse": "bad"}),
         ],
         sections=parts,

@@ -175,7 +175,7 @@ def _interval(run: Run, solver: str, threshold_px: float | None, metric: str | N
     if values is None or metric is None or not len(values):
         return None
     low, high = bootstrap_interval(values, None, series.metric_of(metric), _SAMPLES)
-    return f"{100 * low:.1f}–{100 * high:.1f}"
+    return "too few pairs" if math.isnan(low) else f"{100 * low:.1f}–{100 * high:.1f}"
 
 
 def _by_group(runs: Sequence[Run], groups: Sequence[str], *, best: bool) -> str:

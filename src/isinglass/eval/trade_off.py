@@ -34,7 +34,7 @@ class Figures:
 
     match_ms        mean over pairs; relative_time is that over the full model's
     lost            AUC points, full model minus this one
-    lost_interval   95 % bootstrap interval of that, paired; None = not computed
+    lost_interval   95 % bootstrap interval of that, paired; None = not computed, or of too few pairs
     """
 
     match_ms: float
@@ -110,18 +110,21 @@ class Tuning:
 
     def _verdict(self) -> list[str]:
         one = self.chosen.held_out
-        low, high = one.lost_interval or (float("nan"), float("nan"))
+        interval = "too few pairs for an interval"
+        if one.lost_interval is not None:
+            interval = "95 % interval {:+.2f} to {:+.2f}".format(*one.lost_interval)
         lines = [
             f"chosen: {self.chosen.setting}",
             f"  on the held-out pairs {1 / one.relative_time:.2f} times as fast as the full model, "
-            f"with {one.lost:+.2f} AUC points lost (95 % interval {low:+.2f} to {high:+.2f})",
+            f"with {one.lost:+.2f} AUC points lost ({interval})",
         ]
         if one.lost > self.budget:
             lines.append(
                 f"  that is MORE than the budget of {self.budget:g}: choose on more pairs, or a smaller budget"
             )
         elif not self.is_certain:
-            lines.append(f"  not certain: the interval goes beyond the budget of {self.budget:g}; more pairs narrow it")
+            why = "there are too few pairs" if one.lost_interval is None else "the interval goes beyond the budget"
+            lines.append(f"  not certain that the budget of {self.budget:g} is kept: {why}. Choose on more pairs")
         if self.chosen is self.trials[0]:
             lines.append("  nothing faster keeps the budget")
         lines.append(f"  use: LightGlue.pretrained({self.matcher!r}, {self.chosen.setting})")

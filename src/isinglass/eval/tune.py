@@ -223,7 +223,8 @@ class _Half:
         own, full = self.errors_PS[:, setting], self.errors_PS[:, 0]
         interval = None
         if with_interval:
-            interval = bootstrap_interval(full, own, self._area, seed=self.search.seed)
+            low, high = bootstrap_interval(full, own, self._area, seed=self.search.seed)
+            interval = None if math.isnan(low) else (low, high)
         return Figures(
             match_ms=float(self.times_PS[:, setting].mean()),
             relative_time=float(self.times_PS[:, setting].sum() / self.times_PS[:, 0].sum()),
