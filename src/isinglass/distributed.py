@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -25,6 +25,7 @@ from isinglass.images import opened
 from isinglass.ops.attention import agree_on_kernel, fastest_kernel
 from isinglass.ops.threads import use_threads
 from isinglass.options import Options
+from isinglass.parts import Kind, refuse_custom
 from isinglass.pipeline import Pipeline, pipeline_of
 from isinglass.sfm.extraction import Extraction, Filled, Missing, feature_settings
 from isinglass.sfm.matching import (
@@ -87,6 +88,10 @@ class Cluster:
             counts.append(there.get("GPU", 0) // self.gpus)
         return max(1, int(min(counts)))
 
+    def check(self, pipeline: Pipeline, kinds: Collection[Kind] = ("extractor", "matcher")) -> None:
+        """Raise InputError if the pipeline is none that a node could build of its options."""
+        refuse_custom(pipeline, "the pipelines of Ray's nodes", "Compute here, without a cluster", kinds)
+
     def extract(
         self,
         store_path: PathLike,
@@ -98,6 +103,7 @@ class Cluster:
         tell: Tell = lambda done, of: None,
     ) -> Filled:
         """As `sfm.extraction.extract_images`, with the options of the pipeline."""
+        self.check(pipeline, ("extractor",))
         ray = self.connect()
         with FeatureStore(store_path, pipeline.extractor.signature, feature_settings(pipeline)) as store:
             run = Extraction(store, Path(photos), masks, names, tell)
@@ -120,6 +126,7 @@ class Cluster:
         tell: Tell = lambda done, of: None,
     ) -> Matched:
         """As `sfm.matching.match_stored`, with the matcher of the pipeline's options."""
+        self.check(pipeline, ("matcher",))
         ray = self.connect()
         settings, limits = matching_settings(pipeline, features), (keypoints_a_batch(pipeline.matcher), None)
         with MatchRun(

@@ -16,6 +16,7 @@ from isinglass.extractors.redescribed import Redescribed
 from isinglass.extractors.sift import SIFT
 from isinglass.extractors.superpoint import SuperPoint
 from isinglass.extractors.xfeat import XFeat
+from isinglass.matchers.execution import execution_of
 from isinglass.matchers.lightglue import LightGlue
 from isinglass.matchers.nearest import Nearest
 from isinglass.matchers.superglue import SuperGlue
@@ -50,7 +51,11 @@ def load_extractor(options: Options, device: torch.device) -> Extractor:
     kind = _kind_of(name)
     if kind not in EXTRACTORS:
         raise InputError(f"{name!r} are weights of {kind}, no extractor; see `isinglass models`")
-    return EXTRACTORS[kind].pretrained(name, device=device, accept_licence=options.accept_licence, max_keypoints=wanted)
+    extractor = EXTRACTORS[kind].pretrained(
+        name, device=device, accept_licence=options.accept_licence, max_keypoints=wanted
+    )
+    extractor.execution = "plain" if options.execution == "plain" else "auto"
+    return extractor
 
 
 def load_matcher(options: Options, device: torch.device) -> Matcher:
@@ -64,6 +69,8 @@ def load_matcher(options: Options, device: torch.device) -> Matcher:
     )
     name = matcher_weights(options.matcher, extractor_weights(options.extractor))
     if name == "nearest":
+        if options.execution not in ("auto", "plain"):
+            raise InputError(f"execution is {options.execution!r}, which 'nearest' has not; use 'auto' or 'plain'")
         return Nearest(Nearest.Config(ratio=options.ratio))
     kind = _kind_of(name)
     if kind not in MATCHERS:
@@ -74,7 +81,8 @@ def load_matcher(options: Options, device: torch.device) -> Matcher:
     if options.filter_threshold is not None:
         more["filter_threshold"] = options.filter_threshold
     matcher = MATCHERS[kind].pretrained(name, device=device, accept_licence=options.accept_licence, **more)
-    matcher.compute_dtype = compute_dtype(options.precision, device)
+    matcher.compute_dtype, matcher.execution = compute_dtype(options.precision, device), options.execution
+    execution_of(matcher, MATCHERS[kind])  # refuses what the device cannot do
     if options.memory_mb is not None:
         matcher.max_tokens = min(matcher.max_tokens, options.memory_mb * 1_000_000 // matcher.bytes_per_token)
     return matcher

@@ -40,6 +40,7 @@ class OptionsDict(TypedDict, total=False):
     filter_threshold: float | None
     ratio: float | None
     precision: Literal["auto", "float32", "bfloat16", "float16"]
+    execution: Literal["auto", "plain", "fused", "cuda_graph"]
     device: str | None
     accept_licence: bool
 
@@ -69,6 +70,9 @@ class Options:
     ratio           of the matcher "nearest": Lowe's test, say 0.8; None = no test
     precision       of the matcher's layers; "auto" = float16 on CUDA, bfloat16 on CPUs with matrix units for it, else
                     float32
+    execution       of the networks' layers: "plain" = the modules as written; "fused" = rearranged for speed, the same
+                    function; "cuda_graph" = the matcher's as recorded CUDA graphs, in halves; "auto" = fused on CPUs
+                    wherever that is the same function, else plain, by public operations of torch alone
     device          "cpu", "cuda", "mps"; None = the best there is
     accept_licence  of weights that are not for commercial use
     """
@@ -88,6 +92,7 @@ class Options:
     filter_threshold: float | None = None
     ratio: float | None = None
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    execution: Literal["auto", "plain", "fused", "cuda_graph"] = "auto"
     device: str | None = None
     accept_licence: bool = False
 
@@ -97,6 +102,7 @@ class Options:
             "resize_side": ("long", "short"),
             "stretch": ("auto", "none", "percentile"),
             "precision": ("auto", "float32", "bfloat16", "float16"),
+            "execution": ("auto", "plain", "fused", "cuda_graph"),
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:

@@ -102,6 +102,13 @@ MATCHER_OPTIONS = (
         show_default=True,
         help="Precision of the matcher's layers; auto chooses by the device.",
     ),
+    click.option(
+        "--execution",
+        type=click.Choice(["auto", "plain", "fused", "cuda_graph"]),
+        default="auto",
+        show_default=True,
+        help="How the matcher's layers run; auto is fused on CPUs and plain on GPUs, cuda_graph needs CUDA in halves.",
+    ),
 )
 
 

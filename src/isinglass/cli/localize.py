@@ -37,12 +37,11 @@ def _given(context: click.Context) -> dict[str, Any]:
 
 def _settings(context: click.Context) -> dict[str, Any]:
     """Return all options of the pipeline. Raises InputError where there is no map."""
-    from isinglass.sfm.map_folder import find_map, read_map
+    from isinglass.sfm.map_folder import find_map, options_of
 
     if context.params["photos"] is not None:
         return dict(context.params)
-    told = read_map(find_map(context.params["map_folder"]).root).get("pipeline", {})
-    return {**told, **_given(context)}
+    return {**options_of(find_map(context.params["map_folder"]).root), **_given(context)}
 
 
 def _check_localize(params: Mapping[str, Any]) -> None:

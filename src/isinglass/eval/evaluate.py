@@ -31,6 +31,7 @@ from isinglass.files import SavedMatches
 from isinglass.geometry.solvers import POSE_SOLVERS, solve_fundamental, solve_homography, solve_pose
 from isinglass.geometry.solvers import SOLVERS as HOMOGRAPHY_SOLVERS
 from isinglass.metrics import auc, corner_error_px, mean_average_accuracy, pose_error_deg, visible_area_error_px
+from isinglass.parts import custom_parts
 from isinglass.pipeline import Pipeline
 
 SHORT_SIDE_PX = 480
@@ -237,8 +238,10 @@ def _settings(pipeline: Pipeline, protocol: Protocol) -> dict[str, Any]:
     """What the numbers depend on."""
     matcher: Any = pipeline.matcher
     signature = pipeline.extractor.signature
+    custom = custom_parts(pipeline)
     return {
         "options": asdict(pipeline.options),
+        **({"custom": custom} if custom else {}),
         "extractor": signature.extractor,
         "matcher": matcher.name,
         "matcher_config": asdict(matcher.config) if hasattr(matcher, "config") else {},

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from isinglass.errors import InputError
 from isinglass.extractors.aliked_streamed import Streamed
-from isinglass.ops.convolution import is_plain_inference, product, selu
+from isinglass.ops.anatomy import is_exactly
+from isinglass.ops.convolution import may_be_rearranged, product, selu
 from isinglass.ops.deformable import Frame, Squares, bilinear_squares, deformable_conv3x3, weighted_rows, window_taps
 from isinglass.ops.keypoints import clear_border, flat_to_xy, sample_bilinear, select_keypoints, suppress_non_maxima
 from isinglass.ops.units import prepared
@@ -32,6 +33,7 @@ from isinglass.weights import Pretrained
 
 STRIDE = 32  # px of the coarsest map
 TEMPERATURE = 0.1  # of DKD's softmax, as published
+OFFSET_LAYERS = (nn.Sequential, nn.Conv2d, nn.SELU, nn.Conv2d)  # of SDDH
 CHUNK = 256  # keypoints described at once, so that what they read stays in the cache
 
 
@@ -158,7 +160,11 @@ class SDDH(nn.Module):
 
     def _describe(self, pyramid: Pyramid, points_K2: Tensor) -> Tensor:
         positions_KM2 = points_K2[:, None] + self._offsets(pyramid, points_K2)
-        features_PC = selu(product(pyramid.sample(positions_KM2.flatten(0, 1)), self.sf_conv.weight.flatten(1)))
+        sampled_PC = pyramid.sample(positions_KM2.flatten(0, 1))
+        if is_exactly(self.sf_conv, nn.Conv2d):
+            features_PC = selu(product(sampled_PC, self.sf_conv.weight.flatten(1)))
+        else:
+            features_PC = selu(self.sf_conv(sampled_PC[..., None, None]).flatten(1))
         features_KMC = features_PC.unflatten(0, positions_KM2.shape[:2])
         return F.normalize(product(features_KMC.flatten(1), self.agg_weights.flatten(0, 1).T), dim=1)
 
@@ -167,11 +173,15 @@ class SDDH(nn.Module):
         last = torch.tensor([pyramid.width - 3, pyramid.height - 3], device=points_K2.device)
         corners_K2 = points_K2.to(torch.int64).clamp(min=1).minimum(last) - 1
         windows_K9C = F.normalize(torch.cat(pyramid.squares(corners_K2, 3), dim=2), dim=2)
-        (weight1, bias1), (weight2, bias2) = (
-            (self.get_parameter(f"offset_conv.{i}.weight"), self.get_parameter(f"offset_conv.{i}.bias")) for i in (0, 2)
-        )
-        hidden = F.selu(product(windows_K9C.flatten(1), weight1.permute(0, 2, 3, 1).flatten(1)) + bias1)
-        offsets = F.linear(hidden, weight2.flatten(1), bias2)
+        if all(map(is_exactly, (self.offset_conv, *self.offset_conv), OFFSET_LAYERS)):
+            (weight1, bias1), (weight2, bias2) = (
+                (self.get_parameter(f"offset_conv.{i}.weight"), self.get_parameter(f"offset_conv.{i}.bias"))
+                for i in (0, 2)
+            )
+            hidden = F.selu(product(windows_K9C.flatten(1), weight1.permute(0, 2, 3, 1).flatten(1)) + bias1)
+            offsets = F.linear(hidden, weight2.flatten(1), bias2)
+        else:
+            offsets = self.offset_conv(windows_K9C.mT.unflatten(2, (3, 3))).flatten(1)
         limit_px = max(pyramid.width, pyramid.height) / 4
         return offsets.clamp(-limit_px, limit_px).unflatten(1, (2, -1)).mT
 
@@ -185,6 +195,7 @@ class ALIKED(Pretrained, nn.Module):
 
     def __init__(self, config: ALIKEDConfig | None = None) -> None:
         super().__init__()
+        self.execution = "auto"  # or "plain": the modules as they are
         self.config = config = config or ALIKEDConfig()
         (c1, c2, c3, c4), size, samples = ARCHITECTURES[config.variant]
         self.block1 = Block(3, c1, residual=False)
@@ -225,6 +236,10 @@ class ALIKED(Pretrained, nn.Module):
 
     def _scores(self, maps: Sequence[Tensor]) -> Tensor:
         """The score map head (III-C), (B, 1, H, W)."""
+        if not is_exactly(self.score_head[0], nn.Conv2d):  # what replaced it may not commute with upsampling
+            full = {"size": maps[0].shape[2:], "mode": "bilinear", "align_corners": True}
+            upsampled = [maps[0], *(F.interpolate(level, **full) for level in maps[1:])]
+            return self.score_head(torch.cat(upsampled, dim=1)).float().sigmoid()
         weights = self.score_head.get_parameter("0.weight").chunk(4, dim=1)
         x_BCHW, *coarser = (F.conv2d(level, weight) for level, weight in zip(maps, weights, strict=True))
         for part in coarser:
@@ -255,11 +270,11 @@ class ALIKED(Pretrained, nn.Module):
     def _dense(self, image_3HW: Tensor) -> tuple[Tensor, Pyramid]:
         """Scores (H, W) and the pyramid of one image."""
         height, width = image_3HW.shape[1:]
-        if not is_plain_inference(self, image_3HW):
+        if not may_be_rearranged(self, ALIKED, image_3HW):
             scores_BHW, maps = self(image_3HW[None])
             return scores_BHW[0], Pyramid([level[0] for level in maps], width, height)
         left, top, right, bottom = _padding(width, height)
-        streamed = prepared(self, image_3HW.dtype, lambda: Streamed(self))
+        streamed = prepared(self, "streamed", lambda: Streamed(self))
         scores_HW, maps = streamed(F.pad(image_3HW[None], (left, right, top, bottom), mode="replicate"))
         pyramid = Pyramid(maps, width, height, streamed.finish)
         return scores_HW[top : top + height, left : left + width], pyramid

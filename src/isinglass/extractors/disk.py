@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isinglass.extractors.disk_streamed import Gate, Streamed
-from isinglass.ops.convolution import is_plain_inference, product
+from isinglass.ops.anatomy import is_exactly
+from isinglass.ops.convolution import may_be_rearranged, product
 from isinglass.ops.deformable import window_taps
 from isinglass.ops.keypoints import flat_to_xy, local_maxima
 from isinglass.ops.units import prepared
@@ -106,6 +107,7 @@ class DISK(Pretrained, nn.Module):
 
     def __init__(self, config: DISKConfig | None = None) -> None:
         super().__init__()
+        self.execution = "auto"  # or "plain": the modules as they are
         self.config = config or DISKConfig()
         self.unet = UNet()
 
@@ -118,6 +120,8 @@ class DISK(Pretrained, nn.Module):
         """Scores (B, H, W), and what the last convolution reads of the padded images, (B, 80, H', W')."""
         height, width = images_B3HW.shape[2:]
         context_BCHW = self.unet(F.pad(images_B3HW, (0, -width % STRIDE, 0, -height % STRIDE)))
+        if not is_exactly(self.get_submodule(HEAD), nn.Conv2d):
+            return self.get_submodule(HEAD)(context_BCHW)[:, -1, :height, :width], context_BCHW
         weight, bias = self.get_parameter(f"{HEAD}.weight")[-1], self.get_parameter(f"{HEAD}.bias")[-1]
         # A convolution to one output: first over the channels, then over the window, which is several times faster.
         taps_BTP = weight.flatten(1).flip(1).T @ context_BCHW.flatten(2)
@@ -129,6 +133,9 @@ class DISK(Pretrained, nn.Module):
 
         `context` is what that convolution reads, of one padded image: (80, H', W'), or what gives pixels of it.
         """
+        if isinstance(context, Tensor) and not is_exactly(self.get_submodule(HEAD), nn.Conv2d):
+            outputs_CHW = self.get_submodule(HEAD)(context[None])[0, :-1]
+            return F.normalize(outputs_CHW[:, pixels_K2[:, 1], pixels_K2[:, 0]].T, dim=1)
         if isinstance(context, Tensor):
             rows_RC = context.permute(1, 2, 0).reshape(-1, context.shape[0])
             (height, width), at = context.shape[1:], lambda index: F.embedding(index, rows_RC)
@@ -165,11 +172,11 @@ class DISK(Pretrained, nn.Module):
 
     def _dense(self, image_3HW: Tensor) -> tuple[Tensor, Tensor | Gate]:
         """Scores (H, W), and the context of descriptors, of one image."""
-        if not is_plain_inference(self, image_3HW):
+        if not may_be_rearranged(self, DISK, image_3HW):
             scores_1HW, context_1CHW = self(image_3HW[None])
             return scores_1HW[0], context_1CHW[0]
         height, width = image_3HW.shape[1:]
-        streamed = prepared(self, image_3HW.dtype, lambda: Streamed(self))
+        streamed = prepared(self, "streamed", lambda: Streamed(self))
         scores_HW, gate = streamed(F.pad(image_3HW[None], (0, -width % STRIDE, 0, -height % STRIDE)))
         return scores_HW[:height, :width], gate
 

@@ -26,8 +26,8 @@ from isinglass.ops.convolution import (
     Folded,
     clear_outside_,
     framed,
-    is_plain_inference,
     maxima_2x2,
+    may_be_rearranged,
     norm_as_affine,
     strips,
 )
@@ -128,6 +128,7 @@ class SuperPoint(Pretrained, nn.Module):
 
     def __init__(self, config: SuperPointConfig | None = None) -> None:
         super().__init__()
+        self.execution = "auto"  # or "plain": the modules as they are
         self.config = config = config or SuperPointConfig()
         norm = config.batch_norm
         self.backbone = nn.Sequential(  # section 3.1: a VGG-style encoder
@@ -156,8 +157,8 @@ class SuperPoint(Pretrained, nn.Module):
         The last H mod 8 rows and W mod 8 columns have no scores.
         """
         grey_B1HW = luminance(images_BCHW)
-        if is_plain_inference(self, images_BCHW) and not torch.is_grad_enabled():
-            streamed = prepared(self, grey_B1HW.dtype, lambda: Streamed(self))
+        if may_be_rearranged(self, SuperPoint, images_BCHW) and not torch.is_grad_enabled():
+            streamed = prepared(self, "streamed", lambda: Streamed(self))
             each = [streamed(one[None]) for one in grey_B1HW]
             detector_BChw, descriptor_BDhw = (torch.cat(maps) for maps in zip(*each, strict=True))
         else:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from isinglass.ops.convolution import fused, is_plain_inference
+from isinglass.ops.convolution import fused, may_be_rearranged
 from isinglass.ops.keypoints import flat_to_xy, local_maxima, select_keypoints
 from isinglass.ops.units import prepared
 from isinglass.types import Features, Signature, check_images
@@ -63,6 +63,7 @@ class XFeat(Pretrained, nn.Module):
 
     def __init__(self, config: XFeatConfig | None = None) -> None:
         super().__init__()
+        self.execution = "auto"  # or "plain": the modules as they are
         self.config = config or XFeatConfig()
         self.skip1 = nn.Sequential(nn.AvgPool2d(4), nn.Conv2d(1, 24, 1))
         # Section 3.1: few channels while the image is large, more as it shrinks.
@@ -113,7 +114,7 @@ class XFeat(Pretrained, nn.Module):
         height, width = images.shape[-2:]
         inner_height, inner_width = (max(side // STRIDE, 1) * STRIDE for side in (height, width))
         resized = F.interpolate(_grey(images), (inner_height, inner_width), mode="bilinear")
-        network = prepared(self, images.dtype, lambda: fused(self)) if is_plain_inference(self, images) else self
+        network = prepared(self, "streamed", lambda: fused(self)) if may_be_rearranged(self, XFeat, images) else self
         heatmap_BHW, reliability_B1hw, descriptors_BDhw = network(resized)
         maxima_BHW = local_maxima(heatmap_BHW, self.config.nms_radius)
         maxima_BHW[:, -1], maxima_BHW[:, :, -1] = False, False  # where the published code reads beyond its map

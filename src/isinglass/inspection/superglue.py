@@ -14,6 +14,7 @@ from torch import Tensor
 
 from isinglass.inspection.record import Attention, Step, Tell, Trace, Views
 from isinglass.inspection.tops import alternatives_of, attention_of
+from isinglass.matchers.execution import check_unmodified
 from isinglass.matchers.superglue import AttentionalPropagation, SuperGlue
 from isinglass.ops.assignment import mutual_matches
 from isinglass.ops.attention import Packed
@@ -27,6 +28,7 @@ def trace_superglue(
     model: SuperGlue, features0: Features, features1: Features, *, attention: int, alternatives: int, tell: Tell
 ) -> Trace:
     """The trace of one pair, in the precision of the weights; see `isinglass.inspection.trace`."""
+    check_unmodified(model, SuperGlue, "the trace")
     (pair,) = check_pairs(
         [features0], [features1], matcher=model.name, accepts=model.accepts, descriptor_size=model.input_size
     )

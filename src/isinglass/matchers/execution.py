@@ -24,7 +24,7 @@ HALVES = (torch.float16, torch.bfloat16)
 Pair = tuple[Features, Features]
 
 
-def execution_of(network: Any, kind: type[nn.Module], methods: Sequence[str]) -> Execution:
+def execution_of(network: Any, kind: type[nn.Module], methods: Sequence[str] = ("forward",)) -> Execution:
     """Return how to run a matcher of `kind`, whose `execution` says what is asked for.
 
     "auto" is the fused block on CPUs where that equals the modules, and the modules themselves elsewhere: on GPUs
@@ -57,6 +57,12 @@ def execution_of(network: Any, kind: type[nn.Module], methods: Sequence[str]) ->
             f"{network.compute_dtype}. Set the precision to one of these, or choose 'auto'"
         )
     return cast(Execution, asked)
+
+
+def check_unmodified(network: nn.Module, kind: type[nn.Module], what: str) -> None:
+    """Raise InputError if `what` knows the layers of an unmodified `kind`, and the network is none."""
+    if (problem := modification(network, kind)) is not None:
+        raise InputError(f"{what} knows the layers of an unmodified {kind.__name__}; here {problem}")
 
 
 def mixed_precision(network: Any, weights: Tensor) -> contextlib.AbstractContextManager[Any]:

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from isinglass.ops.anatomy import modification
 from isinglass.ops.linear import ROWS, Affine, rows_product
 
 SELU_SCALE = 1.0507009873554804934193349852946  # lambda and alpha of Klambauer et al., NeurIPS 2017, arXiv 1706.02515
@@ -150,13 +151,18 @@ def fused(model: _Model) -> _Model:
     return model
 
 
-def is_plain_inference(module: nn.Module, image: Tensor) -> bool:
-    """Whether rearranged layers may stand for those of a module: float32 on a CPU, neither training nor autocast."""
-    dtypes = {image.dtype, *(one.dtype for one in module.parameters())}
-    device = image.device.type
-    return (
-        device == "cpu" and dtypes == {torch.float32} and not module.training and not torch.is_autocast_enabled("cpu")
-    )
+def may_be_rearranged(network: nn.Module, kind: type[nn.Module], image: Tensor) -> bool:
+    """Return whether rearranged layers may stand for the modules of a network.
+
+    They may for an unmodified network of `kind` whose `execution` is not "plain": in float32 on a CPU, neither in
+    training, wholly or in part, nor under autocast.
+    """
+    if getattr(network, "execution", "auto") == "plain" or torch.is_autocast_enabled("cpu"):
+        return False
+    dtypes = {image.dtype, *(parameter.dtype for parameter in network.parameters())}
+    if image.device.type != "cpu" or dtypes != {torch.float32} or any(part.training for part in network.modules()):
+        return False
+    return modification(network, kind) is None
 
 
 # ---- maps and strips of them

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from isinglass.files import PathLike
+from isinglass.parts import refuse_custom
 from isinglass.pipeline import Pipeline
 from isinglass.sfm.extraction import Filled, extract_images
 from isinglass.sfm.matching import Matched, match_stored, matching_settings
@@ -17,7 +18,10 @@ from isinglass.sfm.workers import match_with_workers
 
 
 class Computing(Protocol):
-    """The two stages that take long. Whoever does them, the stores are the same."""
+    """The two stages that take long. Whoever does them, the stores are the same.
+
+    One may have `check(pipeline)`, which raises InputError if it cannot use that pipeline; maps call that first.
+    """
 
     def extract(
         self,
@@ -52,6 +56,11 @@ class Here:
     workers: int = 1
     memory_mb: int = 1000
 
+    def check(self, pipeline: Pipeline) -> None:
+        """Raise InputError if there are several workers and the matcher is none that they could load."""
+        if self.workers > 1:
+            refuse_custom(pipeline, "the matchers of worker processes", "Match with workers=1", ("matcher",))
+
     def extract(
         self,
         store_path: PathLike,
@@ -75,6 +84,7 @@ class Here:
         tell: Tell = lambda done, of: None,
     ) -> Matched:
         """See `Computing`."""
+        self.check(pipeline)
         if self.workers > 1:
             return match_with_workers(
                 features.path,

@@ -28,7 +28,7 @@ from isinglass.pipeline import Pipeline, pipeline_of
 from isinglass.sfm.extraction import extract_images, feature_settings
 from isinglass.sfm.landmarks import NO_POINT, Ints, Landmarks
 from isinglass.sfm.localised import Localised, LocaliseOptions
-from isinglass.sfm.map_folder import find_map, read_map
+from isinglass.sfm.map_folder import find_map, options_of
 from isinglass.sfm.query import Query, exif_camera, intrinsics
 from isinglass.sfm.retrieval import Retrieval
 from isinglass.sfm.store import FeatureStore
@@ -90,7 +90,7 @@ class Map:
         if not (place.root / "features.h5").is_file():
             raise InputError(f"{str(place.root)!r} has no 'features.h5'; expected a map that `isinglass map` made")
         if pipeline is None:
-            options: dict[str, Any] = {**read_map(place.root).get("pipeline", {}), "device": None, **changed}
+            options: dict[str, Any] = {**options_of(place.root), "device": None, **changed}
             pipeline = pipeline_of(Options.of(**options))
         file = place.root / "retrieval.npz"
         retrieval = Retrieval.load(file) if file.is_file() else None

@@ -65,6 +65,22 @@ def read_map(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return told
 
 
+def options_of(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the options of the pipeline that a map was made with.
+
+    Raises InputError where there is no map, and for a map that custom parts made, which no options can build.
+    """
+    told = read_map(folder)
+    if custom := told.get("custom"):
+        raise InputError(
+            f"{str(folder)!r} was made with custom parts, which its options do not say: {'; '.join(custom)}. Give the "
+            "same pipeline from Python (pipeline=...)"
+        )
+    if "pipeline" not in told:
+        raise InputError(f"map.json in {str(folder)!r} has no 'pipeline'; make the map again")
+    return told["pipeline"]
+
+
 def _models_of(root: Path) -> tuple[Path, ...]:
     """Return the models of a map. Raises InputError where there is none."""
     first = root / "model"

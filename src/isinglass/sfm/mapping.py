@@ -27,6 +27,7 @@ from isinglass.files import PathLike, write_atomically
 from isinglass.images.folder import list_photos
 from isinglass.images.masks import find_masks
 from isinglass.options import Options
+from isinglass.parts import custom_parts
 from isinglass.pipeline import Pipeline
 from isinglass.pipeline import pipeline_of as pipeline_of_options
 from isinglass.sfm.alignment import keep_frame
@@ -36,7 +37,7 @@ from isinglass.sfm.colmap import remove_database, write_database
 from isinglass.sfm.colmap_log import distinct, listen
 from isinglass.sfm.computing import Computing, Here
 from isinglass.sfm.extraction import feature_settings
-from isinglass.sfm.map_folder import SCHEMA, is_model, read_map
+from isinglass.sfm.map_folder import SCHEMA, is_model, options_of
 from isinglass.sfm.matching import matching_settings
 from isinglass.sfm.options import MapOptions, check_rotation
 from isinglass.sfm.page import write_map_page
@@ -71,17 +72,16 @@ def make_map(
     WriteError where it cannot be written, MissingExtra without h5py, faiss or pycolmap. What was finished stays.
     """
     check_rotation(pipeline.options.rotation)
-    making = _Making(Path(photos), Path(folder), pipeline, options or MapOptions(), tell)
-    return making.run(computing or Here(workers=making.options.workers, memory_mb=making.options.memory_mb))
+    options = options or MapOptions()
+    computing = computing or Here(workers=options.workers, memory_mb=options.memory_mb)
+    if check := getattr(computing, "check", None):
+        check(pipeline)
+    return _Making(Path(photos), Path(folder), pipeline, options, tell).run(computing)
 
 
 def pipeline_of(folder: PathLike) -> Pipeline:
     """The pipeline of the options that a map was made with. Raises InputError where there is no map."""
-    told = read_map(folder)
-    try:
-        return pipeline_of_options(Options.of(**told["pipeline"]))
-    except KeyError as error:
-        raise InputError(f"map.json in {str(folder)!r} has no {error}; make the map again") from error
+    return pipeline_of_options(Options.of(**options_of(folder)))
 
 
 class _Making:
@@ -99,6 +99,7 @@ class _Making:
         self.frame = ""
         self.usable: list[str] = []  # of names, those that have features
         self.features_key = ""
+        self.custom = custom_parts(pipeline)
 
     def run(self, computing: Computing) -> MapSummary:
         """All stages."""
@@ -316,6 +317,8 @@ class _Making:
     def _tell_map(self, summary: MapSummary | None) -> None:
         """Write map.json."""
         told = {"schema": SCHEMA, "photos": str(self.photos.resolve()), **self._told()}
+        if self.custom:
+            told["custom"] = self.custom
         if summary is not None:
             told["summary"] = asdict(summary)
         with write_atomically(self.folder / "map.json") as temporary:

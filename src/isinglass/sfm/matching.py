@@ -78,6 +78,8 @@ def settings_of(matcher: Matcher, features: str) -> str:
         "config": {one.name: getattr(config, one.name) for one in fields(config)} if config is not None else {},
         "features": _parsed(features),
     }
+    if (execution := getattr(matcher, "execution", "auto")) != "auto":  # which round otherwise
+        told["execution"] = execution
     return json.dumps(told, default=repr)
 
 
