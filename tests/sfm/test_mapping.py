@@ -15,7 +15,8 @@ from isinglass.sfm.cameras import CameraOptions
 from isinglass.sfm.choice import PairOptions
 from isinglass.sfm.colmap import Project
 from isinglass.sfm.computing import Here
-from isinglass.sfm.mapping import make_map, pipeline_of, read_map
+from isinglass.sfm.map_folder import read_map
+from isinglass.sfm.mapping import make_map, pipeline_of
 from isinglass.sfm.reconstruct import read_model
 from isinglass.sfm.store import FeatureStore, MatchStore
 from mapped_scene import FIRST, SINGLE, SIZE, Setup, photo
@@ -166,6 +167,11 @@ def test_map_json_says_how_it_was_made(tmp_path, setup):
     assert told["photos"] == str(setup.scene.photos)
     assert told["options"]["cameras"]["share"] == "single"
     assert told["summary"]["models"][0]["images"] == 7
+    assert told["custom"] == [f"the {kind} 'known': the options say {name!r}" for kind, name in
+                              (("extractor", "aliked-n16"), ("matcher", "lightglue-aliked"))]  # fmt: skip
+    with pytest.raises(InputError, match="was made with custom parts"):
+        pipeline_of(setup.folder)
+    del told["custom"]
     told["pipeline"] |= {"extractor": "rootsift", "matcher": "nearest"}
     (setup.folder / "map.json").write_text(json.dumps(told))
     assert pipeline_of(setup.folder).options.min_distance == 0.0
