@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
@@ -167,10 +168,14 @@ _blueprints: OrderedDict[tuple[type, str], dict[str, Part]] = OrderedDict()
 def _blueprint(kind: type[nn.Module], config: Any) -> dict[str, Part]:
     """The anatomy of what a class makes of a config."""
     key = kind, repr(config)
-    if (kept := _blueprints.get(key)) is None:
+
+    def make() -> dict[str, Part]:
         with torch.device("meta"):
-            kept = anatomy(kind(config))
-        _blueprints[key] = kept
+            return anatomy(kind(config))
+
+    if (kept := _blueprints.get(key)) is None:
+        with ThreadPoolExecutor(1) as elsewhere:  # modes and default devices of the caller are its thread's alone
+            _blueprints[key] = kept = elsewhere.submit(make).result()
         while len(_blueprints) > BLUEPRINTS:
             _blueprints.popitem(last=False)
     return kept
