@@ -79,7 +79,11 @@ def test_formats_that_are_not_read_are_named_with_the_remedy(tmp_path):
     assert listing.names == ["a.jpg"]
     assert sum(kinds(listing).values()) == 4
     notes = " ".join(listing.notes)
-    assert "2 raw photos" in notes and "develop" in notes and "isinglass track" in notes and "e.psd" in notes
+    assert (
+        "1 DNG files left out (such as b.DNG): raw sensor data" in notes
+        and "isinglass track" in notes
+        and "e.psd" in notes
+    )
 
 
 def test_linked_folders_are_entered_once(tmp_path):
@@ -161,7 +165,7 @@ def test_masks_among_the_photos_are_no_photos(tmp_path):
 
 def test_a_folder_without_photos_says_what_was_left_out(tmp_path):
     put(tmp_path, "a.nef", "._a.jpg")
-    with pytest.raises(InputError, match=r"there is no image in or below .*AppleDouble.*raw photos"):
+    with pytest.raises(InputError, match=r"there is no image in or below .*AppleDouble.*NEF files"):
         list_photos(tmp_path)
     with pytest.raises(InputError, match="there is no folder"):
         list_photos(tmp_path / "none")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from isinglass.errors import InputError
-from isinglass.images.formats import IMAGE_SUFFIXES, readable_suffixes
+from isinglass.images.formats import readable_suffixes
 from isinglass.names import folded, printable
 
 PathLike = str | os.PathLike[str]
@@ -67,8 +67,9 @@ def find_masks(place: PathLike | None, names: Sequence[str], photos: PathLike | 
         files = sorted(set(files) - set(names))
     by_folded = {folded(name): name for name in reversed(files)}
     there, found = set(files), {}
+    suffixes = sorted({_suffix(name) for name in files}, key=lambda suffix: (suffix != ".png", suffix))
     for name in names:
-        fitting = (other if other in there else by_folded.get(folded(other)) for other in _candidates(name))
+        fitting = (other if other in there else by_folded.get(folded(other)) for other in _candidates(name, suffixes))
         mask = next((other for other in fitting if other is not None), None)
         if mask is not None:
             found[name] = mask
@@ -85,11 +86,10 @@ def find_masks(place: PathLike | None, names: Sequence[str], photos: PathLike | 
     )
 
 
-def _candidates(name: str) -> list[str]:
-    """Return the names that the mask of a photo may have, the best first."""
+def _candidates(name: str, suffixes: Sequence[str]) -> list[str]:
+    """Return the names that the mask of a photo may have, the best first, of masks with these suffixes."""
     photo = PurePosixPath(name)
     stem = str(photo.with_suffix(""))
-    suffixes = (".png", *(suffix for suffix in IMAGE_SUFFIXES if suffix != ".png"))
     exact = [f"{name}.png", name]
     return exact + [f"{base}{ending}{suffix}" for ending in _ENDINGS for base in (name, stem) for suffix in suffixes]
 
@@ -106,11 +106,13 @@ def _files(folder: Path) -> list[str]:
         visited.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         below = Path(place).relative_to(folder)
-        found = (
-            name for name in files if Path(name).suffix.lower() in readable_suffixes() and not name.startswith(".")
-        )
-        names += [(below / name).as_posix() for name in found]
+        images = (name for name in files if _suffix(name) in readable_suffixes() and not name.startswith("."))
+        names += [(below / name).as_posix() for name in images]
     return sorted(names)
+
+
+def _suffix(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()
 
 
 def _some(names: Sequence[str], what: str) -> str:
