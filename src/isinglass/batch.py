@@ -92,13 +92,18 @@ def list_pairs(
     return [(view0, view1) for view0 in views0 for view1 in views1]
 
 
-def read_pairs(path: Path, root: Path | None = None) -> list[Pair]:
+def read_pairs(
+    path: Path, root: Path | None = None, problem: Callable[[str], object] = lambda problem: None
+) -> list[Pair]:
     """Return the pairs of a list as paths, relative to `root` or to the file; see `files.lists`.
 
-    An image that is not there is no reason to refuse the list: `match_files` reports the pair.
+    An image that is not there is no reason to refuse the list: `match_files` reports the pair. `problem` is called
+    for each line that cannot be read in one way.
     """
     root = root or path.parent
     found = read_pair_list(path, lambda name: _is_file(root / name))
+    for why in found.problems.values():
+        problem(why)
     return [(root / name0, root / name1) for name0, name1 in found.pairs]
 
 

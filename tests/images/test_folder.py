@@ -54,7 +54,7 @@ def test_what_systems_and_programs_add_is_left_out_and_counted(tmp_path):
         "photos in hidden folders": 1,
         "hidden photos": 1,
     }
-    assert any("7 thumbnails and previews left out (such as" in note for note in listing.notes)
+    assert any("left out thumbnails and previews (7, such as" in note for note in listing.notes)
 
 
 def test_own_pictures_are_left_out_and_photos_beside_them_are_not(tmp_path):
@@ -80,7 +80,7 @@ def test_formats_that_are_not_read_are_named_with_the_remedy(tmp_path):
     assert sum(kinds(listing).values()) == 4
     notes = " ".join(listing.notes)
     assert (
-        "1 DNG files left out (such as b.DNG): raw sensor data" in notes
+        "left out DNG files (1, such as b.DNG): raw sensor data" in notes
         and "isinglass track" in notes
         and "e.psd" in notes
     )

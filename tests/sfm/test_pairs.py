@@ -143,11 +143,11 @@ def test_covisible_is_what_a_plain_loop_finds(model, tmp_path):
 
 def test_a_folder_without_a_model_is_named(tmp_path):
     for folder in (tmp_path, tmp_path / "nothing"):
-        with pytest.raises(InputError, match="no COLMAP model"):
+        with pytest.raises(InputError, match="model of COLMAP"):
             covisible(folder)
     for name in ("cameras.bin", "images.bin", "points3D.bin", "rigs.bin", "frames.bin"):
         (tmp_path / name).write_bytes(b"\x05\0\0")
-    with pytest.raises(InputError, match="no COLMAP model"):
+    with pytest.raises(InputError, match="model of COLMAP"):
         covisible(tmp_path)
 
 

@@ -95,7 +95,7 @@ def match(
     from isinglass.batch import Outputs, list_pairs, match_files, read_pairs
 
     if pairs is not None:
-        jobs = read_pairs(pairs, root)
+        jobs = read_pairs(pairs, root, photos.fail)
         photos.of_pairs(jobs, root or pairs.parent)
     else:
         jobs = list_pairs(_given(first), second, photos.of)

@@ -44,7 +44,7 @@ class Photos:
         self._exclude, self._image_list = settings.pop("exclude"), settings.pop("image_list")
         self.masks = None if masks is None else check_masks(masks)
         self.found: list[Photo] = []
-        self.failed = 0  # photos that cannot be used
+        self.failed = 0  # photos and lines that cannot be used
         self.left_out: list[dict[str, Any]] = []
 
     def selection(self, folder: Path) -> Selection:
@@ -54,6 +54,11 @@ class Photos:
 
         names = None if self._image_list is None else tuple(read_image_list(self._image_list, folder))
         return Selection(exclude=self._exclude, names=names, masks=self.masks)
+
+    def fail(self, problem: str) -> None:
+        """Say what cannot be used, and count it."""
+        self.failed += 1
+        complain(problem, SOME_FAILED)
 
     def say_left_out(self, folder: Path) -> Listing:
         """Return the photos of a folder, and say what is left out, but for photos that cannot be used."""
@@ -69,8 +74,7 @@ class Photos:
         """Return the photos of a folder, and say what is left out and which cannot be used."""
         listing = self.say_left_out(folder)
         for name, why in listing.problems.items():
-            complain(f"{name}: {why}", SOME_FAILED)
-        self.failed += len(listing.problems)
+            self.fail(f"{name}: {why}")
         return listing
 
     def of(self, path: Path) -> list[Path]:

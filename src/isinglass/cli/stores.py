@@ -96,7 +96,7 @@ def match_many(
         filled = _extracted(source, store, photos, settings, computing)
     else:
         _check_extractor(source, settings["extractor"])
-    result = _matched(store, pairs, output, settings, computing)
+    result = _matched(store, lambda names: _pairs(pairs, names, photos), output, settings, computing)
     failed = _complain(filled, result) or photos.failed > 0
     if as_json:
         told: dict[str, Any] = {"made": result.made, "reused": result.reused, "failed": len(result.problems)}
@@ -135,7 +135,13 @@ def _extracted(source: Path, store: Path, photos: Photos, settings: dict[str, An
         return computing.extract(store, source, names, Pipeline(**values), masks=photos.masks, tell=tell)
 
 
-def _matched(store: Path, pairs: str, output: Path, settings: dict[str, Any], computing: Computing) -> Matched:
+def _matched(
+    store: Path,
+    pairs_of: Callable[[list[str]], list[Pair]],
+    output: Path,
+    settings: dict[str, Any],
+    computing: Computing,
+) -> Matched:
     from isinglass.pipeline import Pipeline
     from isinglass.sfm.store import FeatureStore
 
@@ -146,10 +152,10 @@ def _matched(store: Path, pairs: str, output: Path, settings: dict[str, Any], co
         values["extractor"] = features.signature.extractor
         pipeline = Pipeline(**values)
         with _shown("matching") as tell:
-            return computing.match(features, _pairs(pairs, list(features)), output, pipeline, tell=tell)
+            return computing.match(features, pairs_of(list(features)), output, pipeline, tell=tell)
 
 
-def _pairs(pairs: str, names: list[str]) -> list[Pair]:
+def _pairs(pairs: str, names: list[str], photos: Photos) -> list[Pair]:
     from isinglass.files.lists import read_pair_list
     from isinglass.sfm.pairs import exhaustive, in_order
 
@@ -157,7 +163,7 @@ def _pairs(pairs: str, names: list[str]) -> list[Pair]:
         return exhaustive(names)
     found = read_pair_list(pairs, names)
     for problem in found.problems.values():
-        complain(problem, SOME_FAILED)
+        photos.fail(problem)
     listed = {name: None for pair in found.pairs for name in pair}
     return in_order(found.pairs, sorted(listed))
 

@@ -11,6 +11,7 @@ from isinglass.datasets.pairs import Benchmark
 from isinglass.datasets.posed import load_megadepth1500, load_scannet1500, load_superglue_pairs
 from isinglass.datasets.synthetic import rotation_sweep, scale_sweep, synthetic_homographies
 from isinglass.errors import InputError
+from isinglass.images.folder import mark_output
 
 SYNTHETIC_PAIRS = 500
 ROTATION_STEP_DEG = 30.0
@@ -38,6 +39,8 @@ def load_benchmark(name: str, data: Path, *, cache: Path, limit: int | None = No
     if name not in LOADERS:
         raise InputError(f"no benchmark {name!r}; known are {', '.join(LOADERS)}")
     benchmark = LOADERS[name](data, cache)
+    if cache.is_dir():
+        mark_output(cache)  # no picture in it is a photo
     if limit is None or limit >= len(benchmark.pairs):
         return benchmark
     chosen = tuple(benchmark.pairs[i * len(benchmark.pairs) // limit] for i in range(limit))

@@ -67,7 +67,7 @@ class LeftOut:
     remedy: str
 
     def __str__(self) -> str:
-        return f"{self.count} {self.kind} left out (such as {self.example}): {self.remedy}"
+        return f"left out {self.kind} ({self.count}, such as {self.example}): {self.remedy}"
 
 
 @dataclass(frozen=True, kw_only=True)

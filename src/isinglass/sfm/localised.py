@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -14,6 +16,8 @@ from isinglass.errors import InputError
 from isinglass.files import PathLike, write_atomically
 from isinglass.geometry.two_view import Floats
 from isinglass.sfm.query import CameraFrom
+
+_NO_COLUMN = re.compile(r"[\s\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,11 +136,21 @@ def quaternion(pose: Floats) -> Floats:
     return np.array([w, x, y, z]) * (-1.0 if w < 0 else 1.0)
 
 
+def column_of(name: str) -> str:
+    """Return a name as one column of a text that readers split at white space: "my photo.jpg" as "my%20photo.jpg".
+
+    White space, control characters and bytes that are not UTF-8 are written as in a URL. `urllib.parse.unquote` gives
+    the name again, where it holds no "%" itself.
+    """
+    return _NO_COLUMN.sub(lambda match: quote(match[0], safe="", errors="surrogateescape"), name)
+
+
 def write_results(path: PathLike, results: Sequence[Localised]) -> None:
-    """All of them as JSON where the path ends in .json, else those that were found as text.
+    """Write all results as JSON where the path ends in .json, else those that were found as text.
 
     The text is that of Hierarchical-Localization and of the benchmarks of long-term localisation: a line for each
-    image, `name qw qx qy qz tx ty tz`, cam_from_world. Raises WriteError where it cannot be written.
+    image, `name qw qx qy qz tx ty tz`, cam_from_world, the name as in `column_of`. Raises WriteError where it cannot be
+    written.
     """
     if Path(path).suffix == ".json":
         text = json.dumps([one.as_dict() for one in results], indent=1)
@@ -145,7 +159,7 @@ def write_results(path: PathLike, results: Sequence[Localised]) -> None:
         for one in results:
             if one.cam_from_world is not None:
                 numbers = [*quaternion(one.cam_from_world), *one.cam_from_world[:, 3]]
-                lines.append(" ".join([one.name, *(f"{number:.9g}" for number in numbers)]))
+                lines.append(" ".join([column_of(one.name), *(f"{number:.9g}" for number in numbers)]))
         text = "".join(f"{line}\n" for line in lines)
     with write_atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
