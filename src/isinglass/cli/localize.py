@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,7 +124,7 @@ def localize(
     not given are those that the map was made with.
     """
     from isinglass.sfm.localisation import LocaliseOptions, Map
-    from isinglass.sfm.localised import column_of, write_results
+    from isinglass.sfm.localised import write_results
 
     listed = Photos(settings)
     files = [path for query in queries for path in listed.of(query)]
@@ -143,17 +143,23 @@ def localize(
         click.echo(json.dumps(result.as_dict()) if as_json else _line(result))
     if output is not None:
         write_results(output, results)
-        changed = [result.name for result in results if result.success and column_of(result.name) != result.name]
-        if changed and output.suffix != ".json":
-            complain(
-                f"{len(changed)} names hold white space, at which readers of {output} split: it is written as %20 "
-                f"({column_of(changed[0])}). Give --output a name that ends in .json to keep names as they are",
-                OK,
-            )
+        _say_changed_names(output, results)
     count = sum(result.success for result in results)
     click.echo(f"{count} of {len(results)} found{'' if output is None else f'; poses in {output}'}", err=True)
     used = all(result.readable for result in results) and not listed.failed
     return OK if count and used else SOME_FAILED
+
+
+def _say_changed_names(output: Path, results: Sequence[Localised]) -> None:
+    from isinglass.sfm.localised import column_of
+
+    changed = [result.name for result in results if result.success and column_of(result.name) != result.name]
+    if changed and output.suffix != ".json":
+        complain(
+            f"{len(changed)} names hold white space, at which readers of {output} split: it is written as %20 "
+            f"({column_of(changed[0])}). Give --output a name that ends in .json to keep names as they are",
+            OK,
+        )
 
 
 class _Camera:
