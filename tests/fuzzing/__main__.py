@@ -6,33 +6,45 @@ import argparse
 import json
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+from isinglass.eval.runs import machine, versions
 
 from . import files, photos, server
 from .campaign import Campaign, Found, Make
 
 ROOT = Path(__file__).resolve().parents[2]
-SHARES: dict[str, tuple[Make, float]] = {  # of all inputs
-    "photos": (photos.Pixels, 0.16),
-    "metadata": (photos.Metadata, 0.10),
-    "features": (files.features, 0.11),
-    "matches": (files.matches, 0.12),
-    "stores": (files.Stores, 0.06),
-    "checkpoints": (files.checkpoints, 0.07),
-    "foreign-checkpoints": (files.foreign_checkpoints, 0.05),
-    "training-runs": (files.training_runs, 0.06),
-    "posed-folders": (files.PosedFolders, 0.03),
-    "megadepth": (files.megadepth, 0.05),
-    "colmap-models": (files.Models, 0.04),
-    "colmap-databases": (files.databases, 0.02),
-    "runs": (files.runs, 0.04),
-    "pair-lists": (files.lists, 0.03),
-    "truths": (files.truths, 0.03),
-    "requests": (server.Requests, 0.02),
-    "live-pages": (server.LivePages, 0.01),
+
+
+class Entry(NamedTuple):
+    """A target of the campaign."""
+
+    make: Make
+    share: float  # of all inputs
+    what: str  # is mutated
+
+
+SHARES = {
+    "photos": Entry(photos.Pixels, 0.16, "photos in 23 kinds of files; a quarter of them only cut short"),
+    "metadata": Entry(photos.Metadata, 0.10, "the EXIF block of JPEG, PNG, WebP and TIFF"),
+    "features": Entry(files.features, 0.11, "features of one image, as npz and HDF5"),
+    "matches": Entry(files.matches, 0.12, "matches of one pair, as npz, HDF5 and JSON"),
+    "stores": Entry(files.Stores, 0.06, "stores of features and of matches, and parts that wait to be merged"),
+    "checkpoints": Entry(files.checkpoints, 0.07, "our checkpoints of LightGlue and SuperGlue"),
+    "foreign-checkpoints": Entry(files.foreign_checkpoints, 0.05, "checkpoints of others: pickles and safetensors"),
+    "training-runs": Entry(files.training_runs, 0.06, "checkpoints that training goes on from"),
+    "posed-folders": Entry(files.PosedFolders, 0.03, "poses, intrinsics, depth and photos for training"),
+    "megadepth": Entry(files.megadepth, 0.05, "scene files of MegaDepth, with pickles in them"),
+    "colmap-models": Entry(files.Models, 0.04, "models of COLMAP, binary and text"),
+    "colmap-databases": Entry(files.databases, 0.02, "databases of COLMAP: bytes of the file, values of its rows"),
+    "runs": Entry(files.runs, 0.04, "results of `isinglass eval`"),
+    "pair-lists": Entry(files.lists, 0.03, "lists of pairs"),
+    "truths": Entry(files.truths, 0.03, "homographies, and lists of pairs with poses"),
+    "requests": Entry(server.Requests, 0.02, "HTTP requests to the app, multipart bodies among them"),
+    "live-pages": Entry(server.LivePages, 0.01, "messages on the WebSocket of a live page"),
 }
 
 
@@ -50,19 +62,19 @@ def main() -> int:
     given = parser.parse_args()
     chosen = given.target or list(SHARES)
     if given.one is not None:
-        return _try(SHARES[chosen[0]][0], f"{given.seed}/{chosen[0]}/{given.one}")
-    total = sum(SHARES[name][1] for name in chosen)
-    counts = {name: max(1, round(given.inputs * SHARES[name][1] / total)) for name in chosen}
+        return _try(SHARES[chosen[0]].make, f"{given.seed}/{chosen[0]}/{given.one}")
+    total = sum(SHARES[name].share for name in chosen)
+    counts = {name: max(1, round(given.inputs * SHARES[name].share / total)) for name in chosen}
     began = time.monotonic()
     campaign = Campaign(
-        {name: SHARES[name][0] for name in chosen}, seed=given.seed, keep=given.keep, workers=given.workers
+        {name: SHARES[name].make for name in chosen}, seed=given.seed, keep=given.keep, workers=given.workers
     )
     found = campaign.run(counts, deadline_s=began + 60 * given.minutes)
     seconds = time.monotonic() - began
     print(_table(found, seconds))
     if given.output:
-        about = {"seed": given.seed, "seconds": round(seconds), "version": version("isinglass"), "python": sys.version}
-        targets = {name: one.as_dict() for name, one in found.items()}
+        about = {"seed": given.seed, "seconds": round(seconds), "versions": versions(), "machine": machine()}
+        targets = {name: {"what": SHARES[name].what, **one.as_dict()} for name, one in found.items()}
         given.output.write_text(json.dumps({**about, "targets": targets}, indent=1) + "\n")
     return int(any(one.faults for one in found.values()))
 
