@@ -4,9 +4,14 @@ A message holds what came, what was expected, and the remedy. What is normal in 
 result, never an exception.
 """
 
+MAX_LETTERS = 2000  # of a message: what came from a damaged file may be of any length
+
 
 class IsinglassError(Exception):
-    """Anything that Isinglass itself raises."""
+    """Anything that Isinglass itself raises. A message that is too long loses its middle."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(_shortened(argument) for argument in arguments))
 
 
 class InputError(IsinglassError, ValueError):
@@ -38,3 +43,10 @@ class MissingExtra(IsinglassError, ImportError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package} is not installed. It comes with an extra: pip install 'isinglass[{extra}]'")
+
+
+def _shortened(argument: object) -> object:
+    if not isinstance(argument, str) or len(argument) <= MAX_LETTERS:
+        return argument
+    half = MAX_LETTERS // 2
+    return f"{argument[:half]} [... {len(argument) - 2 * half} letters ...] {argument[-half:]}"

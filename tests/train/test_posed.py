@@ -218,3 +218,14 @@ def test_real_images_overlap_and_agree_where_they_match(tmp_path, shared):
     assert seen.visible.sum() > 500
     assert np.corrcoef(grey[0][from_y, from_x], grey[1][to_y, to_x])[0, 1] > 0.9
     assert np.corrcoef(grey[0][from_y, from_x], grey[1][from_y, from_x])[0, 1] < 0.6
+
+
+@pytest.mark.parametrize(
+    "text", ["5./etc/passwd 0 80 0 100 60 0 0 1", "1 2 3", "nan 0 80 0 100 60 0 0 1", "", "\x10" * 5000]
+)
+def test_intrinsics_that_are_no_numbers(tmp_path, text):
+    folder = write_scene(tmp_path / "scene")
+    (folder / "K.txt").write_text(text)
+    with pytest.raises(InputError, match=r"K\.txt.* expected 3 x 3 finite numbers") as caught:
+        load_rgbd(folder)
+    assert len(str(caught.value)) < 2200

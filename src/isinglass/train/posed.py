@@ -85,7 +85,10 @@ def load_rgbd(folder: PathLike, *, depth_scale: float = 0.001, depth_step: int =
     (u, v) * `depth_step` of the image. Raises InputError where nothing can be used.
     """
     folder = existing_folder(folder, "K.txt, poses.txt, images and depth")
-    camera = camera_of(np.array(read_text(folder / "K.txt").split()))
+    try:
+        camera = camera_of(np.array(read_text(folder / "K.txt").split()))
+    except InputError as error:
+        raise InputError(f"{str(folder / 'K.txt')!r}: {error}") from error
     lines = [columns for line in read_text(folder / "poses.txt").splitlines() if (columns := tokens_of(line))]
 
     def build(columns: list[str]) -> PosedImage:
@@ -172,7 +175,11 @@ def rigid_of(values: np.ndarray) -> tuple[Floats, Floats]:
 
 
 def _square(values: np.ndarray, side: int) -> Floats:
-    if values.size != side**2 or not np.isfinite(matrix := values.astype(np.float64)).all():
+    try:
+        matrix = values.astype(np.float64)
+    except (ValueError, TypeError):
+        matrix = np.array(np.nan)
+    if matrix.size != side**2 or not np.isfinite(matrix).all():
         raise InputError(f"a matrix is {values.tolist()}; expected {side} x {side} finite numbers")
     return matrix.reshape(side, side)
 
