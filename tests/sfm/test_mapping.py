@@ -292,7 +292,7 @@ def test_pairs_by_gps_with_holes(setup):
 
 
 def test_options_that_make_no_sense(setup):
-    with pytest.raises(InputError, match="rotation 'auto' needs both images"):
+    with pytest.raises(InputError, match="rotation 'auto' turns the second image"):
         make_map(setup.scene.photos, setup.folder, Pipeline(extractor="rootsift", matcher="nearest", rotation="auto"))
     with pytest.raises(InputError, match="pairs by 'file' need 'file'"):
         PairOptions(how="file")

@@ -292,7 +292,7 @@ def _told(summary: MapSummary, output: Path) -> str:
         f"{summary.pairs} pairs, {summary.matched} with matches, {summary.verified} with a two-view geometry "
         f"({summary.inliers} matches)",
         *summary.notes,
-        *([summary.frame] if summary.frame else []),
+        *filter(None, (summary.frame, summary.turned)),
     ]
     for i, one in enumerate(summary.models):
         lines.append(

@@ -47,6 +47,7 @@ from isinglass.sfm.retrieval import Retrieval
 from isinglass.sfm.stages import Stages, key_of
 from isinglass.sfm.store import FeatureStore, MatchStore, Pair
 from isinglass.sfm.summary import MapSummary, why_no_model
+from isinglass.sfm.turns import explain_turned, find_turned
 from isinglass.sfm.verification import verify
 
 Tell = Callable[[str, int, int], None]  # stage, done, of
@@ -129,7 +130,7 @@ class _Making:
             seconds={stage.name: stage.seconds for stage in self.stages.finished},
             reused=[stage.name for stage in self.stages.finished if stage.reused],
         )
-        summary = why_no_model(summary, self.usable)
+        summary = why_no_model(self._with_turns(summary), self.usable)
         self.page(summary)
         self._tell_map(summary)
         return summary
@@ -300,6 +301,19 @@ class _Making:
                     f"{str(self.folder)!r} holds a map of other photos ({len(known)}, such as {next(iter(known))!r}); "
                     f"none of {str(self.photos)!r} is among them. Choose another folder for this map, or remove that"
                 )
+
+    def _with_turns(self, summary: MapSummary) -> MapSummary:
+        """The summary with a note where photos are stored turned, which is looked for where the map falls apart."""
+        placed = summary.models[0].registered if summary.models else self.usable[:1]
+        if len(placed) == len(self.usable) or not summary.matched:
+            return summary
+
+        def work() -> dict[str, Any]:
+            return {"turned": find_turned(self.photos, self.pipeline, self.usable, placed)}
+
+        key = key_of(self.features_key, matching_settings(self.pipeline), placed)
+        turned = self.stages.run("turns", key, [], work).result["turned"]
+        return replace(summary, turned=explain_turned(turned) if turned else "")
 
     def _loaded(self) -> Retrieval:
         return Retrieval.load(self.folder / "retrieval.npz")

@@ -75,7 +75,7 @@ def _words(summary: MapSummary) -> str:
     lines = [
         *(f"COLMAP: {text}" for text in summary.colmap),
         *summary.notes,
-        *([summary.frame] if summary.frame else []),
+        *filter(None, (summary.frame, summary.turned)),
         *(f"{name}: {why}" for name, why in summary.problems.items()),
     ]
     if summary.models and summary.unregistered:

@@ -15,6 +15,7 @@ class MapSummary:
 
     photos        in the folder; `problems` of those that could not be used, by name
     notes         what a person should know of what was left out, of masks, pairs and cameras
+    turned        which photos seem to be stored turned, and what to do; "" where none were found
     frame         whether the frame of an earlier map in the same folder was kept; "" where there was none
     colmap        warnings and errors of COLMAP, each once
     pairs         chosen; `matched` of them have matches, of `verified` a two-view geometry was found, with `inliers`
@@ -40,6 +41,7 @@ class MapSummary:
     left_out: list[LeftOut] = field(default_factory=list)
     colmap: list[str] = field(default_factory=list)
     frame: str = ""
+    turned: str = ""
 
 
 def why_no_model(summary: MapSummary, usable: Sequence[str]) -> MapSummary:
@@ -62,6 +64,8 @@ def why_no_model(summary: MapSummary, usable: Sequence[str]) -> MapSummary:
             f"{summary.verified} pairs overlap, but no two photos could be the start of a map: too few matches, or all "
             "are taken from one place or of the very same view. Move between photos"
         )
+    if summary.turned:
+        why = f"{summary.turned}. Else: {why}"
     if summary.colmap:
         why = f"COLMAP says: {'; '.join(text.rstrip('. ') for text in summary.colmap)}. Our guess: {why}"
     return replace(summary, reason=why)
