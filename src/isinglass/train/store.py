@@ -6,7 +6,6 @@ counts as made when all of it is there: a run that was killed goes on where it w
 
 from __future__ import annotations
 
-import json
 import math
 import time
 import zlib
@@ -21,7 +20,7 @@ from torch import Tensor
 from isinglass.datasets.layout import PathLike
 from isinglass.datasets.views import Floats
 from isinglass.errors import InputError
-from isinglass.files import write_atomically
+from isinglass.files import read_signed_json, write_signed_json
 from isinglass.ops.threads import for_each, in_team
 from isinglass.options import features_key
 from isinglass.types import Extractor, Features, Signature
@@ -262,13 +261,7 @@ class StoredViews:
         file = self.folder / _ABOUT
         if not file.is_file():
             return
-        try:
-            there = json.loads(file.read_text(encoding="utf-8"))
-            differing = _difference(there, self._about)
-        except (OSError, ValueError, AttributeError) as error:
-            raise InputError(
-                f"{str(file)!r} cannot be read ({error}); delete the folder, to make the views anew"
-            ) from error
+        differing = _difference(read_signed_json(file), self._about)
         if differing:
             raise InputError(
                 f"{str(self.folder)!r} has features of something else: {differing}. Choose another folder for the run "
@@ -287,8 +280,7 @@ class StoredViews:
         self.folder.mkdir(parents=True, exist_ok=True)
         arrays = {name: self._new(name, *like) for name, like in shapes.items()}
         arrays["count"][:] = -1
-        with write_atomically(self.folder / _ABOUT) as temporary:
-            temporary.write_text(json.dumps(self._about), encoding="utf-8")
+        write_signed_json(self.folder / _ABOUT, self._about)
         return arrays
 
     def _new(self, name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
@@ -323,8 +315,8 @@ def _sample(photos: Drawn, extractor: Extractor, device: torch.device) -> Featur
 def _difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     """Return what differs in words; of what an older version did not write, nothing is known."""
     words = []
-    if "photos" in there and there["photos"] != here["photos"]:
-        before, now = there["photos"], here["photos"]
+    before, now = there.get("photos", here["photos"]), here["photos"]
+    if before != now:
         kinds = {
             "new": now.keys() - before.keys(),
             "missing": before.keys() - now.keys(),
@@ -335,9 +327,9 @@ def _difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
                 some = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
                 words.append(f"{len(names)} {kind} photo{'s' if len(names) > 1 else ''} ({some})")
     for key in ("signature", "per_photo", "max_keypoints", "settings", "version"):
-        if key in there and there[key] != here[key]:
+        if there.get(key, here[key]) != here[key]:
             words.append(f"{key} {there[key]!r}, now {here[key]!r}")
-    if not words and there["digest"] != here["digest"]:
+    if not words and there.get("digest") != here["digest"]:
         words.append("other photos, or other settings of views")
     return ", ".join(words)
 

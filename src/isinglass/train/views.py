@@ -28,6 +28,7 @@ from isinglass.ops.threads import for_each, in_team
 DECODED_PHOTOS = 64  # kept in memory
 LONG_SIDE_PX = 1600  # that decoded photos are reduced to
 MIN_SIDE_PX = 64
+_MIN_CONTRAST = 4 / 255  # a photo with less shows only noise that views add
 _TOLD_EVERY = 32  # photos
 
 
@@ -97,7 +98,9 @@ class Photos:
         if not self.files:
             unread = f"; {len(self.problems)} files cannot be read" if self.problems else ""
             raise InputError(f"{folder} has no photo to learn from{unread}; expected images (JPEG, PNG, WebP, ...)")
-        self.contents = {file.relative_to(folder).as_posix(): digests[file][:16] for file in self.files}
+        self.contents = {
+            file.relative_to(folder).as_posix(): digests[file][:16] + digests[file][64:] for file in self.files
+        }
         self.settings = f"{self.config}, seed {seed}"
         self.digest = hashlib.sha256(repr((sorted(digests.values()), self.config, seed)).encode()).hexdigest()
         self._decoded = functools.lru_cache(DECODED_PHOTOS)(self._decode)
@@ -135,10 +138,13 @@ class Photos:
 
 
 def _digest_of_photo(file: Path) -> str:
-    """Hex digits of its bytes. Raises InputError where it cannot be read wholly, or is too small."""
-    height, width = read_image(file).shape[1:]
+    """Hex digits of its bytes. Raises InputError where it cannot be read wholly, is too small or of one colour."""
+    image_3HW = read_image(file)
+    height, width = image_3HW.shape[1:]
     if min(height, width) < MIN_SIDE_PX:
-        raise InputError(f"{file} is {width} x {height} px; expected {MIN_SIDE_PX}")
+        raise InputError(f"{file} is {width} x {height} px; expected at least {MIN_SIDE_PX} px a side")
+    if float((image_3HW.amax(dim=(1, 2)) - image_3HW.amin(dim=(1, 2))).max()) < _MIN_CONTRAST:
+        raise InputError(f"{file} is of one colour; expected a photo with something in it")
     return hashlib.sha256(file.read_bytes()).hexdigest() + reading_version(file)
 
 
