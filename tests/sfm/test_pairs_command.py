@@ -100,7 +100,7 @@ def test_wrong_use_is_told(isinglass, ring, tmp_path):
     code, _, said = isinglass("pairs", tmp_path / "nothing", *output)
     assert code == 2 and "nothing" in said
     code, _, said = isinglass("pairs", ring, *output, "--pairs-model", tmp_path)
-    assert code == 2 and "no COLMAP model" in said
+    assert code == 2 and "no model of COLMAP" in said
     code, _, said = isinglass("pairs", ring, *output, "--pairs", "exhaustive", "--first-pass")
     assert code != 0 and "ring" in said
     assert not (tmp_path / "pairs.txt").exists()

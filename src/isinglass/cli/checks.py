@@ -143,9 +143,9 @@ class Command(click.Command):
         """Check, and run."""
         needs = self.needs(ctx.params) if callable(self.needs) else self.needs
         require(needs)
-        check_pipeline(ctx.params if self.pipeline is None else self.pipeline(ctx))
         for check in self.checks:
             check(ctx.params)
+        check_pipeline(ctx.params if self.pipeline is None else self.pipeline(ctx))
         return super().invoke(ctx)
 
 
