@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from random import Random
 from urllib.parse import urlsplit
@@ -19,7 +19,7 @@ from isinglass.app.settings import Settings
 from .mutate import mutate
 from .target import OTHER, REFUSED, Fault
 
-TIMEOUT_S = 15.0
+TIMEOUT_S, PATIENCE_S = 15.0, 1.0
 BOUNDARY = b"boundary7"
 FIELDS = {"extractor": "rootsift", "matcher": "nearest", "max_keypoints": "32", "resize": "64"}
 HEADERS = [
@@ -88,20 +88,18 @@ class Requests(_Asking):
     def try_one(self, rng: Random) -> str:
         """See Target."""
         head, body = self.requests[rng.choice((0, 0, 0, 0, 1, 2, 3, 4, 5))]
-        which = rng.random()
-        if which < 0.35:
-            head = mutate(head, rng, text=True)
-        elif which < 0.6:
-            head += rng.choice(HEADERS).encode("utf-8", "surrogateescape") + b"\r\n"
+        which, whole = rng.random(), False
         if body and which >= 0.3:
             body = mutate(body, rng, text=rng.random() < 0.5)
-            if rng.random() < 0.8:  # so that it is read as a whole
-                head = b"".join(
-                    line for line in head.splitlines(True) if not line.lower().startswith(b"content-length")
-                )
-                head += f"Content-Length: {len(body)}\r\n".encode()
+            if whole := rng.random() < 0.8:
+                lines = [line for line in head.splitlines(keepends=True) if not line.startswith(b"Content-Length")]
+                head = b"".join([*lines, f"Content-Length: {len(body)}\r\n".encode()])
+        if which < 0.35:
+            head, whole = mutate(head, rng, text=True), False
+        elif which < 0.6:
+            head, whole = head + rng.choice(HEADERS).encode("utf-8", "surrogateescape") + b"\r\n", False
         self.input = head + b"Connection: close\r\n\r\n" + body
-        status = self._ask(self.input)
+        status = self._ask(self.input, TIMEOUT_S if whole else PATIENCE_S)
         self.alive()
         if status is None:
             return REFUSED
@@ -109,22 +107,28 @@ class Requests(_Asking):
             raise Fault(f"the answer was {status}")
         return REFUSED if status >= 400 else OTHER
 
-    def _ask(self, request: bytes) -> int | None:
-        """The status, or None where the connection was closed without one."""
-        with socket.create_connection(self.where, timeout=TIMEOUT_S) as connection:
-            try:
+    def _ask(self, request: bytes, patience_s: float) -> int | None:
+        """Return the status, or None where the connection was closed without one.
+
+        The server may wait for the rest of a request; after `patience_s` it is told that there is none.
+        """
+        answer = b""
+        with socket.create_connection(self.where, timeout=patience_s) as connection:
+            with suppress(OSError):  # it has had enough; what it said may still be read
                 connection.sendall(request)
-                connection.shutdown(socket.SHUT_WR)
-            except OSError:
-                pass  # it has had enough; what it said may still be read
-            answer = b""
-            try:
-                while len(answer) < 4096 and (part := connection.recv(4096)):
-                    answer += part
-            except TimeoutError as error:
-                raise Fault(f"no answer within {TIMEOUT_S:.0f} s") from error
-            except OSError:
-                pass
+            for last in (False, True):
+                try:
+                    while len(answer) < 4096 and (part := connection.recv(4096)):
+                        answer += part
+                    break
+                except TimeoutError as error:
+                    if last:
+                        raise Fault(f"no answer within {TIMEOUT_S:.0f} s") from error
+                    connection.settimeout(TIMEOUT_S)
+                    with suppress(OSError):
+                        connection.shutdown(socket.SHUT_WR)
+                except OSError:
+                    break
         words = answer.split(b" ", 2)
         return int(words[1]) if len(words) > 1 and words[1].isdigit() else None
 
