@@ -288,7 +288,7 @@ def test_photos_that_are_not_there(project, tmp_path):
 def test_bad_input(tmp_path, scene):
     with pytest.raises(InputError, match="there is no folder"):
         Scene(tmp_path / "none")
-    with pytest.raises(InputError, match="cannot be read as a model"):
+    with pytest.raises(InputError, match="no model of COLMAP"):
         Scene(tmp_path)
     with pytest.raises(InputError, match="there is no folder"):
         Scene(scene.folder, photos=tmp_path / "none")

@@ -16,7 +16,7 @@ import numpy as np
 from isinglass.datasets.layout import PathLike, collected, existing_folder, image_of, read_text
 from isinglass.datasets.pairs import Benchmark, EvalPair, Floats
 from isinglass.errors import InputError
-from isinglass.images.formats import IMAGE_SUFFIXES
+from isinglass.images.formats import READABLE_SUFFIXES
 
 LARGE_SEQUENCES = (  # of more than 1600 x 1200 px: left out since D2-Net (CVPR 2019), and by LightGlue
     "i_contruction",
@@ -72,7 +72,7 @@ def _numbers_of(sequence: Path) -> list[int]:
     """Which images are, or should be, paired with the first."""
     numbers = set(range(2, _IMAGES + 1)) if sequence.name[:2] in ("i_", "v_") else set()
     for file in sequence.iterdir():
-        is_image = file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
+        is_image = file.suffix.lower() in READABLE_SUFFIXES and not file.name.startswith(".")
         found = re.fullmatch(r"(\d+)", file.stem) if is_image else re.fullmatch(r"H_1_(\d+)", file.name)
         numbers |= {int(found[1])} if found else set()
     return sorted(numbers - {0, 1})

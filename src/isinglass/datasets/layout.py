@@ -10,7 +10,7 @@ from typing import TypeVar
 from isinglass.datasets.pairs import Benchmark, EvalPair
 from isinglass.errors import InputError
 from isinglass.images.folder import list_photos
-from isinglass.images.formats import IMAGE_SUFFIXES
+from isinglass.images.formats import READABLE_SUFFIXES
 
 PathLike = str | os.PathLike[str]
 _Item = TypeVar("_Item")
@@ -37,7 +37,7 @@ def image_files(folder: Path) -> Iterator[Path]:
 
 def image_of(folder: Path, stem: str) -> Path:
     """The image <stem>.png, .jpg and so on in a folder. Raises InputError where there is none."""
-    for suffix in IMAGE_SUFFIXES:
+    for suffix in READABLE_SUFFIXES:
         for file in (folder / (stem + suffix), folder / (stem + suffix.upper())):
             if file.is_file():
                 return file

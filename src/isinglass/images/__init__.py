@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from isinglass.images.exif import Exif
     from isinglass.images.formats import (
-        IMAGE_SUFFIXES,
         MAX_PIXELS,
         READABLE_SUFFIXES,
         REMEDIES,
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "exif": ("Exif",),
-    "formats": ("IMAGE_SUFFIXES", "MAX_PIXELS", "READABLE_SUFFIXES", "REMEDIES", "readable_suffixes", "remedy"),
+    "formats": ("MAX_PIXELS", "READABLE_SUFFIXES", "REMEDIES", "readable_suffixes", "remedy"),
     "header": ("Header", "header_of", "load", "opened", "read_header"),
     "reading": ("ImageSource", "Photo", "exif_orientation", "read_image", "read_mask", "read_photo", "reading_version"),
     "values": ("Stretch",),
@@ -61,7 +60,6 @@ _HOMES = {
 }
 
 __all__ = [
-    "IMAGE_SUFFIXES",
     "MAX_PIXELS",
     "READABLE_SUFFIXES",
     "REMEDIES",

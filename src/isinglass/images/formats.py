@@ -20,7 +20,6 @@ READABLE_SUFFIXES = (
     *(".sgi", ".pcx"),
 )
 """Suffixes, in lower case, of files that Pillow reads by itself."""
-IMAGE_SUFFIXES = READABLE_SUFFIXES
 
 RAW_SUFFIXES = (
     *(".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".raf", ".orf", ".rw2", ".rwl", ".pef"),
