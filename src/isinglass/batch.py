@@ -24,7 +24,7 @@ import numpy as np
 
 from isinglass.cache import FeatureCache, matching_key
 from isinglass.errors import InputError, WriteError
-from isinglass.files import read_signed_json, save_matches, write_signed_json
+from isinglass.files import read_if_whole, read_signed_json, save_matches, write_signed_json
 from isinglass.files.lists import read_pair_list
 from isinglass.geometry.robust import RobustResult
 from isinglass.images.folder import Selection, list_photos
@@ -192,10 +192,7 @@ class _Run:
 
     def report(self, name: str) -> dict[str, Any]:
         """Return what an earlier run reported under a name; nothing where there is no report, or a damaged one."""
-        try:
-            return read_signed_json(self.reports / f"{name}.json")
-        except InputError:
-            return {}
+        return read_if_whole(self.reports / f"{name}.json", read_signed_json) or {}
 
     def _is_free(self, name: str, images: Pair, key: str) -> bool:
         if folded(name) in self._claimed:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from isinglass.errors import InputError
-from isinglass.files import load_features, save_features
+from isinglass.files import load_features, read_if_whole, save_features
 from isinglass.images import reading_version
 from isinglass.names import file_name
 from isinglass.options import feature_settings, features_key, matching_options
@@ -83,12 +83,9 @@ class FeatureCache:
     def _find(self, path: Path) -> Features | None:
         """Return what is in memory or on disk, which is in memory then."""
         if path not in self._memory:
-            if not path.is_file():
+            if (features := read_if_whole(path, load_features)) is None:
                 return None
-            try:
-                self._memory[path] = load_features(path)
-            except InputError:
-                return None
+            self._memory[path] = features
         self._memory.move_to_end(path)
         return self._memory[path]
 

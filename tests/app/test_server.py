@@ -8,6 +8,7 @@ from PIL import Image
 
 from asked_server import drawing, encoded, expect, photos, running
 from isinglass.app.answers import MatchAnswer
+from isinglass.files import verify_json
 from isinglass.files.single import load_matches
 from isinglass.inspection.payload import unpack
 
@@ -24,6 +25,7 @@ def server():
 def test_match_gives_what_python_gives(server):
     answer = server.match(photos())
     assert answer.status_code == 200
+    assert verify_json(answer.content) == {name: value for name, value in answer.json().items() if name != "sha256"}
     found, result = MatchAnswer.model_validate(answer.json(), strict=False), expect()
     assert len(found.pairs) > 30
     assert found.pairs == [tuple(pair) for pair in result.matches.pairs().tolist()]

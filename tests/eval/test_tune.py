@@ -14,6 +14,7 @@ from isinglass.errors import InputError
 from isinglass.eval.calibration import halves
 from isinglass.eval.trade_off import Setting, Tuning
 from isinglass.eval.tune import Outcome, Search, _filtered, compare, measure, tune, with_options
+from isinglass.files import read_signed_json
 from isinglass.matchers.lightglue import LightGlue, LightGlueConfig
 from isinglass.metrics import auc
 from isinglass.pipeline import Pipeline
@@ -259,7 +260,7 @@ def test_stopping_early_is_chosen_where_it_costs_nothing(benchmark, tmp_path):
     assert result.chosen.held_out.relative_time < 0.7
     assert result.chosen.held_out.lost == 0
     assert result.problems == ("x.txt: bad",)
-    written = json.loads((tmp_path / "out" / "tune-same-random-lightglue.json").read_text())
+    written = read_signed_json(tmp_path / "out" / "tune-same-random-lightglue.json")
     assert written == result.as_dict()
 
 
@@ -288,7 +289,7 @@ def test_a_killed_run_goes_on_where_it_was(benchmark, tmp_path):
     assert set(judge.calls) == {"3", "4", "5"}
     assert pipeline.extractor.calls == 2  # image 3 was extracted before the end
     again = Judge(early_fails=True)
-    assert list(measure(benchmark, pipeline, tmp_path, FEW, judge=again)) == outcomes
+    assert list(measure(benchmark, make_pipeline(), tmp_path, FEW, judge=again)) == outcomes
     assert not again.calls
     assert math.inf in outcomes[0].errors
     list(measure(benchmark, pipeline, tmp_path, replace(FEW, filters=(0.0, 0.6)), judge=again))

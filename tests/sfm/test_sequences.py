@@ -1,5 +1,6 @@
 """Videos, and runs that are killed."""
 
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
@@ -139,6 +140,40 @@ def test_a_damaged_store_of_a_killed_run_is_made_anew(frames, undisturbed, pipel
         track_sequence(frames, tmp_path, pipeline, OPTIONS, tell=stop)
     for part in (tmp_path / "features.h5.parts").glob("*.h5"):
         part.write_bytes(b"no HDF5")
+    track_sequence(frames, tmp_path, pipeline, OPTIONS)
+    assert_same(tmp_path, undisturbed[0])
+
+
+@pytest.mark.parametrize("place", [0, 3])
+def test_a_damaged_part_of_a_killed_run_is_tracked_again(
+    place, frames, undisturbed, pipeline, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(sequences, "SECONDS_A_PART", 0.0)
+
+    def stop(frame, done, of):
+        if done == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        track_sequence(frames, tmp_path, pipeline, OPTIONS, tell=stop)
+    part = tmp_path / "track.parts" / f"{place:08}.npz"
+    content = bytearray(part.read_bytes())
+    content[-200] ^= 1
+    part.write_bytes(content)
+    track_sequence(frames, tmp_path, pipeline, OPTIONS)
+    assert f"{part.name}' is made again" in caplog.text
+    assert_same(tmp_path, undisturbed[0])
+
+
+@pytest.mark.parametrize("name", ["track.json", "tracks.npz"])
+def test_damaged_tracks_are_refused_by_name_and_made_anew_once_deleted(name, frames, undisturbed, pipeline, tmp_path):
+    shutil.copytree(undisturbed[0], tmp_path, dirs_exist_ok=True)
+    content = bytearray((tmp_path / name).read_bytes())
+    content[100] ^= 1
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=rf"{name}' is damaged .* Delete it and make it again"):
+        track_sequence(frames, tmp_path, pipeline, OPTIONS)
+    (tmp_path / name).unlink()
     track_sequence(frames, tmp_path, pipeline, OPTIONS)
     assert_same(tmp_path, undisturbed[0])
 

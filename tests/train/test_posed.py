@@ -10,6 +10,7 @@ from PIL import Image
 from isinglass.datasets.covisible import covisible_indices
 from isinglass.datasets.pairs import Depth, EvalPair, Pose
 from isinglass.errors import InputError
+from isinglass.files.npz import read_npz
 from isinglass.geometry.camera import covisible
 from isinglass.train.batch import IGNORED, UNMATCHABLE
 from isinglass.train.posed import depth_of, load_rgbd, overlap_by_depth
@@ -174,6 +175,13 @@ def test_images_are_extracted_once_and_overlap_is_kept(tmp_path, folder, monkeyp
         keypoints = again.features.get(again.images[i].file).keypoints[0].long().tolist()
         assert sorted(map(tuple, keypoints)) == sorted(set(map(tuple, keypoints_at(i).tolist())))
     assert extractor.seen == 11  # the damaged one
+    overlap = next((tmp_path / "features").glob("overlap-*.npz"))
+    whole, content = read_npz(overlap)["overlap_NN"], bytearray(overlap.read_bytes())
+    content[200] ^= 1
+    overlap.write_bytes(content)
+    monkeypatch.undo()
+    pairs_of(images, tmp_path, extractor=extractor)
+    np.testing.assert_array_equal(read_npz(overlap)["overlap_NN"], whole)
 
 
 def test_an_image_that_cannot_be_decoded_or_has_no_depth_is_left_out(tmp_path, folder):

@@ -116,6 +116,35 @@ def test_stored_views_are_the_drawn_ones_and_survive_a_kill(folder, tmp_path):
     assert json.loads((store / "about.json").read_text())["per_photo"] == 3
 
 
+def test_a_damaged_store_of_views_is_refused_by_name_or_made_again(folder, tmp_path):
+    photos, store, rng = Photos(folder, PLAIN), tmp_path / "store", np.random.default_rng(0)
+
+    def opened():
+        views = StoredViews(store, photos, Corners(), per_photo=1, max_keypoints=5)
+        return [views.features(photo, 0) for photo in range(2)]
+
+    whole = opened()
+    about = (store / "about.json").read_text()
+    fields = json.loads(about)
+    assert fields.pop("sha256")
+    for path in [store / "about.json"] * 100 + sorted(store.glob("*.npy")) * 10:
+        content = bytearray(path.read_bytes())
+        place = rng.integers(len(content))
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << rng.integers(8)]) + content[place + 1 :])
+        try:
+            found = opened()
+        except InputError as error:
+            assert path.name in str(error)
+        else:
+            assert path.suffix == ".npy" or path.read_text().lower() == about
+            for (features, matrix), (expected, expected_matrix) in zip(found, whole, strict=True):
+                assert torch.equal(features.keypoints, expected.keypoints) and np.allclose(matrix, expected_matrix)
+                assert torch.equal(features.descriptors, expected.descriptors)
+        path.write_bytes(content)
+    (store / "about.json").write_text(json.dumps(fields))  # as earlier versions wrote it
+    opened()
+
+
 def test_photos_held_out_are_in_no_training_pair(folder):
     class Asked(DrawnViews):
         def features(self, photo, number):

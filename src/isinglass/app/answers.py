@@ -42,6 +42,7 @@ class MatchAnswer(BaseModel):
     num_layers: int | None = Field(description="that the matcher has")
     timings_ms: dict[str, float] = Field(description="by stage")
     notes: list[str] = Field(description="for people")
+    sha256: str = Field(description="of all other fields as ASCII JSON, keys sorted, no spaces")
 
 
 class Submitted(BaseModel):

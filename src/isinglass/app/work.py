@@ -15,7 +15,7 @@ from torch import Tensor
 
 from isinglass.app.pipelines import Pipelines, StoppablePipeline, Tell
 from isinglass.app.uploads import Upload
-from isinglass.files.single import save_matches
+from isinglass.files import save_matches, signed_json
 from isinglass.geometry.robust import RobustResult
 from isinglass.inspection.payload import array_of, compare_payload, match_payload
 from isinglass.options import Options
@@ -70,7 +70,7 @@ def run_plain(task: Task, pipelines: Pipelines, tell: Tell) -> dict[str, bytes]:
     """The same for other programs, of the kind "match": "matches.json" alone."""
     tell("reading the photos")
     found = _matched(task, Images.of(task), task.options, pipelines, tell)
-    return {"matches.json": _json(plain_answer(task, found))}
+    return {"matches.json": signed_json(plain_answer(task, found)).encode()}
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -193,7 +193,7 @@ def _files(task: Task, found: Found, payload: dict[str, Any]) -> dict[str, bytes
         save_matches(file, result.matches, result.features0, result.features1)
         return {
             "payload.json": _json({**payload, "notes": notes(task, found)}),
-            "matches.json": _json(plain_answer(task, found)),
+            "matches.json": signed_json(plain_answer(task, found)).encode(),
             "matches.npz": file.read_bytes(),
         }
 

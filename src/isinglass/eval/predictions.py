@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from isinglass.cache import FeatureCache, matching_key
 from isinglass.datasets.pairs import Benchmark, EvalPair
 from isinglass.errors import InputError, WriteError
-from isinglass.files import SavedMatches, load_matches, save_matches, write_atomically
+from isinglass.files import SavedMatches, load_matches, read_if_whole, read_signed_json, save_matches, write_signed_json
 from isinglass.pipeline import Pipeline
 
 
@@ -45,11 +45,10 @@ def _predict_pair(pair: EvalPair, cache: FeatureCache, done: Path) -> Prediction
     keys = cache.key(pair.image0), cache.key(pair.image1)
     name = hashlib.sha256(repr((pair.name, keys, pair.turns0, pair.turns1)).encode()).hexdigest()[:16]
     matches_file, times_file = done / f"{name}.npz", done / f"{name}.json"
-    try:
-        times = json.loads(times_file.read_text())
-        return _prediction(pair, matches_file, times)
-    except (OSError, ValueError, TypeError, KeyError):  # not there, or damaged: made again (InputError is a ValueError)
-        pass
+    times, saved = read_if_whole(times_file, read_signed_json), read_if_whole(matches_file, load_matches)
+    if times is not None and saved is not None:
+        with suppress(KeyError, TypeError, ValueError):  # of an earlier version that was damaged
+            return _prediction(pair, matches_file, saved, times)
     pipeline.timings_ms = {}
     features0 = cache.get(pair.image0, turns=(pair.turns0,))[0]
     candidates = cache.get(pair.image1, turns=[(pair.turns1 + turn) % 4 for turn in pipeline.turns])
@@ -57,15 +56,14 @@ def _predict_pair(pair: EvalPair, cache: FeatureCache, done: Path) -> Prediction
     result = pipeline.match_features([features0], [candidates])[0]
     save_matches(matches_file, result.matches, result.features0, result.features1)
     times = {"match_ms": pipeline.timings_ms["match"], "extract_ms": extract_ms}
-    with write_atomically(times_file) as temporary:
-        temporary.write_text(json.dumps(times))
-    return _prediction(pair, matches_file, times)
+    write_signed_json(times_file, times, indent=None)
+    return _prediction(pair, matches_file, load_matches(matches_file), times)
 
 
-def _prediction(pair: EvalPair, file: Path, times: dict[str, float]) -> Prediction:
+def _prediction(pair: EvalPair, file: Path, saved: SavedMatches, times: dict[str, float]) -> Prediction:
     return Prediction(
         pair=pair,
-        saved=load_matches(file),
+        saved=saved,
         file=file,
         match_ms=float(times["match_ms"]),
         extract_ms=float(times["extract_ms"]),

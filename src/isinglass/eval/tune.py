@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -29,7 +28,7 @@ from isinglass.eval.calibration import halves
 from isinglass.eval.evaluate import SOLVERS, solver_error
 from isinglass.eval.runs import machine, versions
 from isinglass.eval.trade_off import Figures, Setting, Trial, Tuning
-from isinglass.files import SavedMatches, write_atomically
+from isinglass.files import SavedMatches, read_if_whole, read_signed_json, write_signed_json
 from isinglass.matchers.lightglue import LightGlue, LightGlueConfig
 from isinglass.metrics import auc, bootstrap_interval
 from isinglass.pipeline import MatchResult, Pipeline
@@ -144,8 +143,7 @@ def tune(
         trials=tuple(trials),
         problems=(*benchmark.problems, *(f"{one.name}: {one.problem}" for one in outcomes if one.problem)),
     )
-    with write_atomically(folder / f"tune-{benchmark.name}-{matcher.name}.json") as temporary:
-        temporary.write_text(json.dumps(result.as_dict(), indent=1, allow_nan=False) + "\n")
+    write_signed_json(folder / f"tune-{benchmark.name}-{matcher.name}.json", result.as_dict())
     return result
 
 
@@ -258,8 +256,7 @@ def _measure_pair(
     errors = [judge(pair, _saved(result, one)) for one in found]
     outcome = Outcome(name=pair.name, errors=tuple(errors), match_ms=tuple(times_ms))
     written = {**asdict(outcome), "errors": [None if math.isinf(error) else error for error in errors]}
-    with write_atomically(file) as temporary:
-        temporary.write_text(json.dumps(written, allow_nan=False))
+    write_signed_json(file, written, indent=None)
     return outcome
 
 
@@ -315,10 +312,11 @@ def _saved(result: MatchResult, matches: Matches) -> SavedMatches:
 def _earlier(file: Path) -> Outcome | None:
     """What an earlier run wrote, unless it is not there or damaged."""
     try:
-        values = json.loads(file.read_text())
+        if (values := read_if_whole(file, read_signed_json)) is None:
+            return None
         errors = tuple(math.inf if error is None else float(error) for error in values["errors"])
         return Outcome(name=values["name"], errors=errors, match_ms=tuple(map(float, values["match_ms"])))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None
 
 

@@ -8,12 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from isinglass.files.atomic import PathLike, write_atomically
-    from isinglass.files.integrity import read_signed_json, signed_json, verify_json, write_signed_json
+    from isinglass.files.integrity import (
+        read_if_whole,
+        read_signed_json,
+        signed_json,
+        verify_json,
+        write_signed_json,
+    )
     from isinglass.files.single import SavedMatches, load_features, load_matches, save_features, save_matches
 
 _HOMES = {
     "atomic": ("PathLike", "write_atomically"),
-    "integrity": ("read_signed_json", "signed_json", "verify_json", "write_signed_json"),
+    "integrity": ("read_if_whole", "read_signed_json", "signed_json", "verify_json", "write_signed_json"),
     "single": ("SavedMatches", "load_features", "load_matches", "save_features", "save_matches"),
 }
 
@@ -22,6 +28,7 @@ __all__ = [
     "SavedMatches",
     "load_features",
     "load_matches",
+    "read_if_whole",
     "read_signed_json",
     "save_features",
     "save_matches",

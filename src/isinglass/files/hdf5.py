@@ -52,7 +52,8 @@ def write_arrays(file: Any, group: str, arrays: Mapping[str, np.ndarray]) -> Non
         how = h5p.create(h5p.DATASET_CREATE)
         if value.size and value.ndim:
             how.set_chunk(value.shape)
-            how.set_fletcher32()
+            how.set_deflate(0)  # not compressed, but zeros, which a power cut leaves, have no valid head
+            how.set_fletcher32()  # which of zeros is zero
         elif value.nbytes <= _COMPACT_BYTES:
             how.set_layout(h5d.COMPACT)
         contiguous = np.ascontiguousarray(value).reshape(value.shape)

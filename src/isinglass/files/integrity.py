@@ -7,15 +7,21 @@ byte before it. Files of earlier versions have neither and are still read.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import logging
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 from isinglass.errors import InputError
 from isinglass.files.atomic import PathLike, write_atomically
 
 FIELD = "sha256"
+_log = logging.getLogger(__name__)
+_Content = TypeVar("_Content")
+_HASH = re.compile("[0-9a-f]{64}")
 _MARK = b"\nisinglass sha256 "
 SEAL_BYTES = len(_MARK) + 64
 
@@ -26,8 +32,11 @@ SEAL_BYTES = len(_MARK) + 64
 def signed_json(
     content: Mapping[str, Any], *, indent: int | None = None, default: Callable[[Any], Any] | None = None
 ) -> str:
-    """Return the mapping as JSON text with its hash as the last field; arguments are those of `json.dumps`."""
-    plain = json.loads(json.dumps(content, default=default))  # tuples become lists, numbers as keys become text
+    """Return the mapping as JSON text with its hash as the last field; arguments are those of `json.dumps`.
+
+    Raises ValueError where a number is NaN or infinite: JSON has no such numbers, and other readers would refuse it.
+    """
+    plain = json.loads(json.dumps(content, default=default, allow_nan=False))  # tuples are lists now, keys are text
     plain.pop(FIELD, None)
     return json.dumps({**plain, FIELD: _json_hash(plain)}, indent=indent)
 
@@ -35,7 +44,7 @@ def signed_json(
 def verify_json(text: str | bytes) -> dict[str, Any]:
     """Return the fields of a JSON object without its hash. Raises ValueError where the text is damaged.
 
-    An object without the field "sha256", as earlier versions wrote it, is returned as it is.
+    An object without a hash, as earlier versions wrote it, is returned as it is; they never put 64 hex digits last.
     """
     try:
         content = json.loads(text if isinstance(text, str) else text.decode("utf-8"), object_pairs_hook=_distinct)
@@ -44,6 +53,9 @@ def verify_json(text: str | bytes) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"its JSON is a {type(content).__name__}, expected an object")
     if FIELD not in content:
+        name, value = next(reversed(content.items()), ("", None))
+        if isinstance(value, str) and _HASH.fullmatch(value):
+            raise ValueError(f"its hash has the name {name!r}, expected {FIELD!r}")
         return content
     expected = content.pop(FIELD)
     if (found := _json_hash(content)) != expected:
@@ -71,6 +83,20 @@ def read_signed_json(path: PathLike) -> dict[str, Any]:
         raise InputError(f"{str(path)!r} is damaged ({error}). Delete it and make it again") from error
 
 
+def read_if_whole(path: Path, read: Callable[[Path], _Content]) -> _Content | None:
+    """Return what `read` makes of a file that can be made again, or None where it is missing or damaged.
+
+    Where it is damaged (InputError), the log says that it is made again.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return read(path)
+    except InputError as error:
+        _log.warning("%r is made again: it cannot be used (%s)", str(path), error.__cause__ or error)
+        return None
+
+
 def _json_hash(content: Mapping[str, Any]) -> str:
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode("ascii")).hexdigest()
@@ -89,6 +115,14 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def seal(content: bytes) -> bytes:
     """Return the content with a seal behind it. HDF5 ignores what follows its own end."""
     return content + _MARK + hashlib.sha256(content).hexdigest().encode("ascii")
+
+
+def seal_file(file: BinaryIO) -> None:
+    """Append to an open file, which can be read too, the seal of all that is in it."""
+    file.seek(0)
+    digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    file.seek(0, io.SEEK_END)
+    file.write(_MARK + digest.encode("ascii"))
 
 
 def unseal(content: bytes) -> tuple[bytes, bool]:

@@ -6,22 +6,28 @@ import io
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from tokenize import TokenError
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from isinglass.errors import InputError
 from isinglass.files.atomic import PathLike, write_atomically
-from isinglass.files.integrity import SEAL_BYTES, seal, unseal
+from isinglass.files.integrity import SEAL_BYTES, seal_file, unseal
 
+NUMPY_DAMAGE = (  # what NumPy and zipfile raise of damaged files
+    OSError, EOFError, KeyError, MemoryError, NotImplementedError, SyntaxError, TokenError, ValueError,
+    zipfile.BadZipFile,
+)  # fmt: skip
 _END, _END_BYTES = b"PK\x05\x06", 22  # of a zip; its last two bytes are the length of the comment that follows
 
 
 def encode_npz(arrays: Mapping[str, ArrayLike], *, compressed: bool = False) -> bytes:
     """Return the arrays as the bytes of an .npz file, which `numpy.load` reads as well."""
     buffer = io.BytesIO()
-    (np.savez_compressed if compressed else np.savez)(buffer, allow_pickle=False, **dict(arrays))  # type: ignore[arg-type]
-    return seal(buffer.getvalue()[:-2] + SEAL_BYTES.to_bytes(2, "little"))
+    _write(buffer, arrays, compressed)
+    return buffer.getvalue()
 
 
 def decode_npz(content: bytes) -> dict[str, NDArray]:
@@ -35,17 +41,14 @@ def decode_npz(content: bytes) -> dict[str, NDArray]:
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except ValueError:
-        raise
-    except (OSError, EOFError, KeyError, MemoryError, NotImplementedError, SyntaxError, zipfile.BadZipFile) as error:
+    except NUMPY_DAMAGE as error:
         raise ValueError(str(error)) from error
 
 
 def write_npz(path: PathLike, arrays: Mapping[str, ArrayLike], *, compressed: bool = False) -> None:
     """Write arrays as .npz, atomically. Raises WriteError where that cannot be done."""
-    content = encode_npz(arrays, compressed=compressed)
-    with write_atomically(path) as temporary:
-        temporary.write_bytes(content)
+    with write_atomically(path) as temporary, temporary.open("w+b") as file:
+        _write(file, arrays, compressed)
 
 
 def read_npz(path: PathLike) -> dict[str, NDArray]:
@@ -56,3 +59,10 @@ def read_npz(path: PathLike) -> dict[str, NDArray]:
         raise InputError(f"{str(path)!r} cannot be read ({error}). Check the path") from error
     except ValueError as error:
         raise InputError(f"{str(path)!r} is damaged ({error}). Delete it and make it again") from error
+
+
+def _write(file: BinaryIO, arrays: Mapping[str, ArrayLike], compressed: bool) -> None:
+    (np.savez_compressed if compressed else np.savez)(file, allow_pickle=False, **dict(arrays))  # type: ignore[arg-type]
+    file.seek(-2, io.SEEK_END)  # of the length of the comment
+    file.write(SEAL_BYTES.to_bytes(2, "little"))
+    seal_file(file)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from isinglass.errors import InputError
+from isinglass.files import read_signed_json
 
 SCHEMA = "isinglass map 1"
 _PARTS = ("cameras", "images", "points3D")
@@ -56,11 +56,8 @@ def is_model(folder: Path) -> bool:
 def read_map(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Return what map.json of a map says: `photos`, `pipeline` and `options`, and `summary` when it is finished."""
     file = Path(folder) / "map.json"
-    try:
-        told = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{str(file)!r} cannot be read ({error}); expected a map that `isinglass map` made") from error
-    if not isinstance(told, dict) or told.get("schema") != SCHEMA:
+    told = read_signed_json(file)
+    if told.get("schema") != SCHEMA:
         raise InputError(f"{str(file)!r} is of another version; expected {SCHEMA!r}. Make the map again")
     return told
 

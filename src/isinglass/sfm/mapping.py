@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from isinglass.errors import InputError
-from isinglass.files import PathLike, write_atomically
+from isinglass.files import PathLike, read_if_whole, write_signed_json
 from isinglass.images.folder import list_photos
 from isinglass.images.masks import find_masks
 from isinglass.options import Options
@@ -177,7 +177,11 @@ class _Making:
             learnt.add(self.store, self.usable).save(path)
             return {"empty": False}
 
-        return not self.stages.run("retrieval", key_of(self.features_key), [path], work).result["empty"]
+        def is_whole(result: dict[str, Any]) -> bool:
+            return result["empty"] or read_if_whole(path, Retrieval.load) is not None
+
+        stage = self.stages.run("retrieval", key_of(self.features_key), [path], work, is_whole)
+        return not stage.result["empty"]
 
     def pairs(self, with_retrieval: bool) -> list[Pair]:
         """What is to be matched."""
@@ -335,8 +339,7 @@ class _Making:
             told["custom"] = self.custom
         if summary is not None:
             told["summary"] = asdict(summary)
-        with write_atomically(self.folder / "map.json") as temporary:
-            temporary.write_text(json.dumps(told, indent=1), encoding="utf-8")
+        write_signed_json(self.folder / "map.json", told)
 
 
 def _models_in(folder: Path) -> list[Any]:

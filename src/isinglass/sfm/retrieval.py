@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from isinglass.errors import InputError
-from isinglass.files.atomic import PathLike, write_atomically
+from isinglass.files import read_if_whole
+from isinglass.files.atomic import PathLike
+from isinglass.files.npz import decode_npz, write_npz
 from isinglass.sfm.pairs import in_order
 from isinglass.sfm.progress import Tell
 from isinglass.sfm.store import FeatureStore, Pair
@@ -167,15 +168,13 @@ class Retrieval:
         fields |= {"words": v.words, "vectors": self.vectors}
         fields |= {} if v.axes is None else {"mean": v.mean, "axes": v.axes}
         fields |= {"names": np.array(self.names, np.str_), "digests": np.array(self._digests, np.str_)}
-        with write_atomically(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, **fields)
+        write_npz(path, fields)
 
     @classmethod
     def load(cls, path: PathLike, signature: Signature | None = None) -> Retrieval:
         """What `save` wrote. Raises InputError where the file is missing, damaged, of another version or signature."""
         try:
-            with np.load(Path(path), allow_pickle=False) as archive:
-                fields = {name: archive[name] for name in archive.files}
+            fields = decode_npz(Path(path).read_bytes())
             if fields["schema"].item() != SCHEMA:
                 raise ValueError(f"its schema is {fields['schema'].item()!r}, expected {SCHEMA!r}")
             maker, axes = Signature.parse(fields["signature"].item()), fields.get("axes")
@@ -284,9 +283,8 @@ def retrieval_of(
     A file that is damaged, of another signature, or of less than a half of the images is made again, words and all.
     """
     known = None
-    if file is not None and Path(file).is_file():
-        with suppress(InputError):
-            known = Retrieval.load(file, features.signature)
+    if file is not None:
+        known = read_if_whole(Path(file), lambda path: Retrieval.load(path, features.signature))
     missing = [name for name in features if known is None or name not in known]
     if known is None or 2 * len(missing) > len(features):
         known = Retrieval.learn(features, words=words, seed=seed, tell=tell)

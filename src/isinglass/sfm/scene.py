@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from PIL import Image, ImageDraw
 from isinglass.datasets.pairs import Floats
 from isinglass.datasets.posed import COLMAP_CENTRE
 from isinglass.errors import InputError
-from isinglass.files import PathLike
+from isinglass.files import PathLike, read_signed_json
 from isinglass.images import load, opened
 from isinglass.sfm.colmap import Project
 from isinglass.sfm.reconstruct import read_model
@@ -287,11 +286,8 @@ def _photos_of(folder: Path, photos: PathLike | None) -> Path | None:
             raise InputError(f"there is no folder {str(photos)!r}; expected one of photos. Check the path")
         return Path(photos)
     for place in _around(folder):
-        try:
-            told = json.loads((place / "map.json").read_text("utf-8"))["photos"]
-        except (OSError, ValueError, KeyError, TypeError):
-            told = None
-        for found in (None if told is None else Path(told), place / "images"):
+        told = read_signed_json(place / "map.json").get("photos") if (place / "map.json").is_file() else None
+        for found in (Path(told) if isinstance(told, str) else None, place / "images"):
             if found is not None and found.is_dir():
                 return found
     return None

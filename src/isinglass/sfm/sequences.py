@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +28,8 @@ import numpy as np
 from PIL import Image
 
 from isinglass.errors import InputError
-from isinglass.files import PathLike, write_atomically
+from isinglass.files import PathLike, read_if_whole, read_signed_json, write_atomically, write_signed_json
+from isinglass.files.npz import read_npz, write_npz
 from isinglass.images import ImageSource
 from isinglass.images.folder import Selection
 from isinglass.pipeline import Pipeline
@@ -146,12 +148,12 @@ class _Run:
         self._written_s = time.monotonic()
 
     def finished(self) -> TrackSummary | None:
-        """The summary of an earlier run with the same key that came to its end."""
-        try:
-            written = json.loads((self.folder / "track.json").read_text("utf-8"))
-        except (OSError, ValueError):
+        """Return the summary of an earlier run with the same key that came to its end. Raises InputError if damaged."""
+        if not all((self.folder / name).is_file() for name in ("track.json", "tracks.npz")):
             return None
+        written = read_signed_json(self.folder / "track.json")
         self._check_key(written.get("key"))
+        read_npz(self.folder / "tracks.npz")
         names = [one.name for one in dataclasses.fields(TrackSummary)]
         if not set(names) <= set(written):
             return None
@@ -165,7 +167,7 @@ class _Run:
         self.features = FeatureStore(self.folder / "features.h5", signature, feature_settings(pipeline))
         self.matches = MatchStore(self.folder / "matches.h5", signature, matching_settings(pipeline))
         state = None
-        for about, _ in self._read_parts():
+        for about, _ in self._read_parts():  # those behind a damaged one are written again
             self._check_key(about["key"])
             self._names |= {one["number"]: one["name"] for one in about["keyframes"]}
             self._digests |= about["digests"]
@@ -210,13 +212,12 @@ class _Run:
         self._write()
         self.features.merge()
         self.matches.merge()
-        parts = list(self._read_parts())
+        if len(parts := list(self._read_parts())) != self._count:
+            raise InputError(f"{str(self.parts)!r} was damaged meanwhile. Run again: what is missing is made again")
         tracks = _merged([observations for _, observations in parts])
-        with write_atomically(self.folder / "tracks.npz") as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, **tracks)
+        write_npz(self.folder / "tracks.npz", tracks, compressed=True)
         summary = self._summary([about for about, _ in parts], tracks["track_id"], frames)
-        with write_atomically(self.folder / "track.json") as temporary:
-            temporary.write_text(json.dumps({"key": self.key, **asdict(summary), "made_with": self.told}, indent=1))
+        write_signed_json(self.folder / "track.json", {"key": self.key, **asdict(summary), "made_with": self.told})
         self.features.close()
         self.matches.close()
         self._forget()
@@ -257,20 +258,21 @@ class _Run:
             now = time.monotonic()
             about = {**self._about, "seconds": now - self._written_s, "state": _plain(self.tracker.state())}
             part = self.parts / f"{self._count:08}.npz"
-            with write_atomically(part) as temporary, temporary.open("wb") as file:
-                np.savez(file, about=np.array(json.dumps(about)), **_joined(self._observations))
+            write_npz(part, {"about": np.array(json.dumps(about)), **_joined(self._observations)})
             self._count += 1
         self._about, self._observations, self._features, self._matches = self._no_news(), [], {}, {}
         self._written_s = time.monotonic()
 
     def _read_parts(self) -> Iterator[tuple[dict[str, Any], _Observations]]:
-        for file in sorted(self.parts.glob("*.npz")) if self.parts.is_dir() else []:
+        """Yield the parts up to the first that is damaged or missing, with which tracking goes on."""
+        for number in itertools.count():
+            file = self.parts / f"{number:08}.npz"
+            if (arrays := read_if_whole(file, read_npz)) is None:
+                return
             try:
-                with np.load(file, allow_pickle=False) as part:
-                    arrays = {name: part[name] for name in part.files}
-            except (OSError, ValueError) as error:
-                raise InputError(f"{str(file)!r} is damaged ({error}). Delete that folder, and begin anew") from error
-            about = json.loads(str(arrays.pop("about")))
+                about = json.loads(str(arrays.pop("about")))
+            except (KeyError, ValueError):  # of an earlier version that was damaged
+                return
             yield about, arrays
 
     def _forget(self) -> None:

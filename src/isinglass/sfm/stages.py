@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from isinglass.errors import InputError
-from isinglass.files import read_signed_json, write_signed_json
+from isinglass.files import read_if_whole, read_signed_json, write_signed_json
 
 
 def key_of(*parts: Any) -> str:
@@ -64,9 +63,9 @@ class Stages:
     @staticmethod
     def _earlier(file: Path, name: str, key: str) -> Stage | None:
         try:
-            told = read_signed_json(file)
-            if told["key"] != key:
+            told = read_if_whole(file, read_signed_json)
+            if told is None or told["key"] != key:
                 return None
             return Stage(name=name, key=key, result=dict(told["result"]), seconds=float(told["seconds"]), reused=True)
-        except (InputError, ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             return None

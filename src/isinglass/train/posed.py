@@ -23,8 +23,9 @@ from isinglass.datasets.covisible import read_depth
 from isinglass.datasets.layout import PathLike, existing_folder, image_of, read_text
 from isinglass.datasets.pairs import Depth, Floats
 from isinglass.errors import InputError, MissingExtra
-from isinglass.files import load_features, save_features, write_atomically
+from isinglass.files import load_features, read_if_whole, save_features
 from isinglass.files.lists import tokens_of
+from isinglass.files.npz import NUMPY_DAMAGE, read_npz, write_npz
 from isinglass.geometry.camera import Covisible, covisible, is_rotation, sample_depth
 from isinglass.images import features_to_original, read_header, read_photo, reading_version, resized, upright, whole
 from isinglass.names import file_name
@@ -347,13 +348,14 @@ class PosedPairs:
         return Landing(torch.from_numpy(known_N2), torch.from_numpy(seen.hidden))
 
     def _kept_overlap(self, least: float) -> Floats:
-        """As found before, or found now."""
-        path = self.features.folder / f"overlap-{digest_of(self.digest, least)[:16]}.npy"
-        with suppress(OSError, ValueError, EOFError):
-            return np.load(path, allow_pickle=False)
+        """Return the overlaps as found before, or find them now."""
+        path = self.features.folder / f"overlap-{digest_of(self.digest, least)[:16]}.npz"
+        if (kept := read_if_whole(path, read_npz)) is not None:
+            return kept["overlap_NN"]
+        with suppress(*NUMPY_DAMAGE):  # of an earlier version
+            return np.load(path.with_suffix(".npy"), allow_pickle=False)
         overlap_NN = overlap_by_depth(self.images, least)
-        with write_atomically(path) as temporary, temporary.open("wb") as file:
-            np.save(file, overlap_NN)
+        write_npz(path, {"overlap_NN": overlap_NN})
         return overlap_NN
 
     def _told(self, image: PosedImage) -> tuple[object, ...]:

@@ -21,6 +21,7 @@ from isinglass.datasets.layout import PathLike
 from isinglass.datasets.views import Floats
 from isinglass.errors import InputError
 from isinglass.files import read_signed_json, write_signed_json
+from isinglass.files.npz import NUMPY_DAMAGE
 from isinglass.ops.threads import for_each, in_team
 from isinglass.options import features_key
 from isinglass.types import Extractor, Features, Signature
@@ -261,7 +262,13 @@ class StoredViews:
         file = self.folder / _ABOUT
         if not file.is_file():
             return
-        differing = _difference(read_signed_json(file), self._about)
+        try:
+            there = read_signed_json(file)
+            differing = _difference(there, self._about)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{str(file)!r} cannot be read ({error}); delete the folder, to make the views anew"
+            ) from error
         if differing:
             raise InputError(
                 f"{str(self.folder)!r} has features of something else: {differing}. Choose another folder for the run "
@@ -294,7 +301,7 @@ class StoredViews:
             array = np.lib.format.open_memmap(file, mode="r+")
             if array.shape != shape or array.dtype != np.dtype(dtype):
                 raise ValueError(f"it has shape {array.shape} of {array.dtype}, expected {shape} of {dtype}")
-        except (OSError, ValueError) as error:
+        except NUMPY_DAMAGE as error:
             raise InputError(
                 f"{str(file)!r} cannot be read ({error}); delete {str(self.folder)!r}, to make the views anew"
             ) from error
