@@ -27,7 +27,7 @@ def counts(targets):
 def main():
     """Write the page."""
     found = json.loads(RESULT.read_text())
-    targets, kills = found["targets"], found.get("kills", {})
+    targets, kills = found["targets"], found["kills"]
     page = Template((ROOT / "benchmarks/reliability_page.md").read_text()).substitute(
         counts=counts(targets),
         inputs=f"{sum(row['inputs'] for row in targets.values()):,}",
@@ -36,9 +36,9 @@ def main():
         seed=found["seed"],
         machine=", ".join(f"{name} {value}" for name, value in found["machine"].items() if value is not None),
         versions=", ".join(f"{name} {number}" for name, number in found["versions"].items()),
-        kills=kills.get("kills", 0),
-        equal="the same weights, byte by byte" if kills.get("equal") else "OTHER weights",
-        at=", ".join(f"{count} during {stage}" for stage, count in kills.get("at", {}).items()),
+        kills=kills["kills"],
+        runs=kills["runs"],
+        differences=kills["differences"],
     )
     (ROOT / "docs/reliability.md").write_text(page)
 

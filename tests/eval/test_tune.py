@@ -37,6 +37,7 @@ def small_model(config=SMALL):
 class Corners:
     """An extractor: 80 places drawn by the image's mean, with the descriptors drawn there."""
 
+    __slots__ = ("calls",)  # the count is no setting: it does not belong to what results depend on
     signature = Signature(extractor="corners")
 
     def __init__(self):

@@ -11,6 +11,7 @@ from random import Random
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
+import fuzz_train
 from isinglass.eval.runs import machine, versions
 
 from . import files, photos, server
@@ -55,6 +56,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=60, help="Begin nothing after so many minutes.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of all mutations.")
     parser.add_argument("--target", action="append", choices=list(SHARES), help="Only this target (repeatable).")
+    parser.add_argument("--kills", type=int, default=20, help="kill -9 of `isinglass train` after that; 0 = none.")
     parser.add_argument("--one", type=int, help="Try only this input of the one target, here, and let it raise.")
     parser.add_argument("--workers", type=int, default=2, help="Processes at a time.")
     parser.add_argument("--keep", type=Path, default=ROOT / "build" / "fuzz", help="Folder for inputs that did harm.")
@@ -71,12 +73,23 @@ def main() -> int:
     )
     found = campaign.run(counts, deadline_s=began + 60 * given.minutes)
     seconds = time.monotonic() - began
-    print(_table(found, seconds))
+    print(_table(found, seconds), flush=True)
+    kills = _kill_training(given.kills if given.target is None else 0, given.seed)
     if given.output:
         about = {"seed": given.seed, "seconds": round(seconds), "versions": versions(), "machine": machine()}
         targets = {name: {"what": SHARES[name].what, **one.as_dict()} for name, one in found.items()}
-        given.output.write_text(json.dumps({**about, "targets": targets}, indent=1) + "\n")
-    return int(any(one.faults for one in found.values()))
+        given.output.write_text(json.dumps({**about, "targets": targets, "kills": kills}, indent=1) + "\n")
+    return int(any(one.faults for one in found.values()) or kills.get("differences", 0) > 0)
+
+
+def _kill_training(kills: int, seed: int) -> dict[str, int]:
+    """Kill training at random moments, and compare how it ends when the command is given again."""
+    if not kills:
+        return {}
+    with TemporaryDirectory() as folder:
+        counts = fuzz_train.campaign(Path(folder), kills, seed)
+    print(f"training: {', '.join(f'{count} {what}' for what, count in counts.items())}")
+    return counts
 
 
 def _try(make: Make, seed: str) -> int:
