@@ -101,6 +101,16 @@ def use_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
+def _one_thread() -> None:
+    """Make torch use one thread: a forked child has none of the threads that OpenMP would wait for, for ever."""
+    if torch.get_num_threads() > 1:
+        torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_one_thread)
+
+
 class _Mode:
     """The caller's inference and gradient modes, which a thread does not inherit."""
 
