@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from isinglass.devices import best_device  # noqa: F401  kept for its importers
 from isinglass.errors import InputError
 from isinglass.extractors.aliked import ALIKED
 from isinglass.extractors.disk import DISK
@@ -59,7 +60,8 @@ def load_extractor(options: Options, device: torch.device) -> Extractor:
 
 
 def load_matcher(options: Options, device: torch.device) -> Matcher:
-    """The matcher of the options. Raises InputError or WeightsError where there is none."""
+    """Return the matcher of the options. Raises InputError or WeightsError where there is none."""
+    dtype = compute_dtype(options.precision, device)
     check_matcher(
         options.matcher,
         None,  # whether it fits a custom extractor is for the features to say
@@ -81,7 +83,7 @@ def load_matcher(options: Options, device: torch.device) -> Matcher:
     if options.filter_threshold is not None:
         more["filter_threshold"] = options.filter_threshold
     matcher = MATCHERS[kind].pretrained(name, device=device, accept_licence=options.accept_licence, **more)
-    matcher.compute_dtype, matcher.execution = compute_dtype(options.precision, device), options.execution
+    matcher.compute_dtype, matcher.execution = dtype, options.execution
     execution_of(matcher, MATCHERS[kind])  # refuses what the device cannot do
     if options.memory_mb is not None:
         matcher.max_tokens = min(matcher.max_tokens, options.memory_mb * 1_000_000 // matcher.bytes_per_token)
@@ -115,10 +117,3 @@ def tile_side(options: Options, extractor: Extractor) -> int | None:
             f"extractor and a tile_overlap of {options.tile_overlap}"
         )
     return side if options.tile is None else min(side, options.tile)
-
-
-def best_device() -> str:
-    """The fastest device of this machine."""
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
+import math
+import numbers
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
+from isinglass.devices import device_name
 from isinglass.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 # Options that features do not depend on: the extractor is named by its signature, the memory shows in the tile, and
 # the others are of matching. An option that is not in this list counts.
@@ -20,6 +28,20 @@ NOT_OF_MATCHES = frozenset({"extractor", "matcher", "memory_mb", "precision", "d
 _ALWAYS_RECORDED = frozenset(
     {"max_keypoints", "resize", "resize_side", "rotation", "tile", "tile_overlap", "min_distance"}
 )
+
+# limits of numbers: the smallest, the largest, whether None may stand for none
+_INTEGERS = {
+    "max_keypoints": (0, True),
+    "resize": (1, True),
+    "tile": (64, True),
+    "tile_overlap": (0, False),
+    "memory_mb": (1, True),
+}
+_FLOATS = {
+    "min_distance": ("0 or more, in px", lambda x: x >= 0, False),
+    "filter_threshold": ("a number from 0 to 1", lambda x: 0 <= x <= 1, True),
+    "ratio": ("a number over 0, at most 1", lambda x: 0 < x <= 1, True),
+}
 
 
 class OptionsDict(TypedDict, total=False):
@@ -41,13 +63,15 @@ class OptionsDict(TypedDict, total=False):
     ratio: float | None
     precision: Literal["auto", "float32", "bfloat16", "float16"]
     execution: Literal["auto", "plain", "fused", "cuda_graph"]
-    device: str | None
+    device: str | torch.device | None
     accept_licence: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """How images become features and matches. Raises InputError on values that make no sense.
+
+    Numbers of NumPy are taken as Python's, and a device is kept by its name.
 
     extractor       name of weights ("aliked-n16", see `isinglass models`), "aliked" for short, "sift", "rootsift";
                     "disk+aliked-n16" = keypoints of the one with descriptors of the other (ALIKED's, SuperPoint's)
@@ -73,7 +97,7 @@ class Options:
     execution       of the networks' layers: "plain" = the modules as written; "fused" = rearranged for speed, the same
                     function; "cuda_graph" = the matcher's as recorded CUDA graphs, in halves; "auto" = fused on CPUs
                     wherever that is the same function, else plain, by public operations of torch alone
-    device          "cpu", "cuda", "mps"; None = the best there is
+    device          "cpu", "cuda", "cuda:1", "mps", or a torch.device; None = the fastest of this machine
     accept_licence  of weights that are not for commercial use
     """
 
@@ -105,24 +129,28 @@ class Options:
             "execution": ("auto", "plain", "fused", "cuda_graph"),
         }
         for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise InputError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(map(repr, known))}")
-        for name, least in (("max_keypoints", 0), ("resize", 1), ("tile", 64), ("memory_mb", 1)):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < least):
-                raise InputError(f"{name} is {value!r}; expected an integer of at least {least}, or None")
-        if self.tile is not None and not 0 <= self.tile_overlap < self.tile:
+            if not isinstance(value, str) or value not in known:
+                raise InputError(f"{name} is {value!r}; expected one of {', '.join(map(repr, known))}")
+        checked: dict[str, Any] = {name: _name(name, getattr(self, name)) for name in ("extractor", "matcher")}
+        checked |= {name: _flag(name, getattr(self, name)) for name in ("adaptive", "accept_licence")}
+        checked |= {name: _integer(name, getattr(self, name)) for name in _INTEGERS}
+        checked |= {name: _float(name, getattr(self, name)) for name in _FLOATS}
+        checked["device"] = None if self.device is None else device_name(self.device)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+        if self.tile is not None and self.tile_overlap >= self.tile:
             raise InputError(f"tile_overlap is {self.tile_overlap}; expected 0 to under tile = {self.tile}")
-        if self.min_distance < 0:
-            raise InputError(f"min_distance is {self.min_distance}; expected 0 px or more")
 
     @classmethod
     def of(cls, **values: Unpack[OptionsDict]) -> Options:
         """From keyword arguments; an unknown one is an InputError that names the known ones."""
         known = [one.name for one in fields(cls)]
         if unknown := sorted(set(values) - set(known)):
-            raise InputError(f"unknown option {', '.join(map(repr, unknown))}; known are {', '.join(known)}")
-        return cls(**values)
+            near = [name for one in unknown for name in difflib.get_close_matches(one, known, n=1)]
+            guess = f" Did you mean {', '.join(near)}?" if near else ""
+            raise InputError(f"unknown option {', '.join(map(repr, unknown))}; known are {', '.join(known)}.{guess}")
+        return cls(**values)  # pyright: ignore[reportArgumentType]  a torch.device becomes its name
 
     def original_px(self, *sizes: Sequence[float]) -> float:
         """Px of the largest of some original images (width, height) that one px of it as extracted is; at least 1."""
@@ -158,3 +186,41 @@ def features_key(made_of: object, signature: object, *settings: object) -> str:
     settings   values whose `repr` says all of them
     """
     return hashlib.sha256(repr((made_of, str(signature), *settings)).encode()).hexdigest()
+
+
+def _integer(name: str, value: Any) -> int | None:
+    least, may_be_none = _INTEGERS[name]
+    if value is None and may_be_none:
+        return None
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
+        raise InputError(
+            f"{name} is {value!r}; expected an integer of at least {least}{', or None' if may_be_none else ''}"
+        )
+    return int(value)
+
+
+def _float(name: str, value: Any) -> float | None:
+    expected, is_allowed, may_be_none = _FLOATS[name]
+    if value is None and may_be_none:
+        return None
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or not is_allowed(value):
+        raise InputError(f"{name} is {value!r}; expected {expected}{', or None' if may_be_none else ''}")
+    return value if type(value) is int else float(value)  # an integer stays one: it may be part of a file's key
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool) and type(value).__name__ not in ("bool_", "bool"):  # of Python, of NumPy
+        raise InputError(f"{name} is {value!r}; expected True or False")
+    return bool(value)
+
+
+def _name(name: str, value: Any) -> str:
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if not isinstance(value, str) or not value:
+        raise InputError(
+            f"{name} is {value!r}; expected a name of weights (see `isinglass models`) or the path of a file. A model "
+            f"of your own is given as custom_{name}"
+        )
+    return value

@@ -7,6 +7,8 @@ images: features are extracted once per image, and pairs are matched in batches.
 from __future__ import annotations
 
 import functools
+import os
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,6 +20,7 @@ from typing import Literal, Unpack
 import torch
 from torch import Tensor
 
+from isinglass.devices import find_device
 from isinglass.errors import InputError, MissingExtra
 from isinglass.geometry.robust import RobustResult, estimate
 from isinglass.images import (
@@ -34,11 +37,13 @@ from isinglass.images import (
     upright,
     whole,
 )
-from isinglass.models import best_device, load_extractor, load_matcher, tile_side
+from isinglass.models import load_extractor, load_matcher, tile_side
 from isinglass.ops.calibration import probabilities
 from isinglass.ops.keypoints import distinct
+from isinglass.ops.linear import compute_dtype
 from isinglass.options import Options, OptionsDict
 from isinglass.types import Extractor, Features, Matcher, Matches
+from isinglass.weights.names import extractor_weights
 
 CHEAP_KEYPOINTS = 512  # of the pass that chooses among four turns
 INLIER_PX = 3.0  # that a match may be off, in px of the images as they were extracted
@@ -106,7 +111,14 @@ def two_view(
 
 
 class Pipeline:
-    """The models of some `Options`, loaded once. Options are fields of `Options`; unknown ones are an InputError."""
+    """The models of some `Options`, loaded once. Options are fields of `Options`; unknown ones are an InputError.
+
+    A `custom_extractor` or `custom_matcher` stands in place of what the option names. The matcher "lightglue" is then
+    the one for the features of the custom extractor, and `options` name the parts that are used; `custom` holds which
+    of them the options alone could not make again.
+
+    Threads may share a pipeline: what a call computes, and its timings, are its own.
+    """
 
     def __init__(
         self,
@@ -115,13 +127,45 @@ class Pipeline:
         custom_matcher: Matcher | None = None,
         **options: Unpack[OptionsDict],
     ) -> None:
-        self.options = Options.of(**options)
-        self.device = torch.device(self.options.device or best_device())
-        self.timings_ms: dict[str, float] = {}
+        wanted = Options.of(**options)
+        for kind, part, needed in (("extractor", custom_extractor, Extractor), ("matcher", custom_matcher, Matcher)):
+            if part is not None and not isinstance(part, needed):
+                raise InputError(
+                    f"custom_{kind} is a {type(part).__name__}; expected an object with all that isinglass.types."
+                    f"{needed.__name__} lists"
+                )
+        if custom_extractor is not None:
+            name = _custom_name("extractor", custom_extractor.signature.extractor, options.get("extractor"))
+            wanted = replace(wanted, extractor=name)
+        if custom_matcher is not None:
+            wanted = replace(wanted, matcher=_custom_name("matcher", custom_matcher.name, options.get("matcher")))
+        self._set_up(wanted, custom_extractor, custom_matcher)
+
+    @classmethod
+    def of_models(cls, options: Options, extractor: Extractor, matcher: Matcher) -> Pipeline:
+        """Return a pipeline of models that are loaded already, whatever the options call them."""
+        pipeline = cls.__new__(cls)
+        Pipeline._set_up(pipeline, options, extractor, matcher)
+        return pipeline
+
+    def _set_up(self, options: Options, extractor: Extractor | None, matcher: Matcher | None) -> None:
+        self.options, self._mine = options, _Mine()
+        self.custom = tuple(n for n, part in (("extractor", extractor), ("matcher", matcher)) if part is not None)
+        self.device = find_device(options.device)
+        compute_dtype(options.precision, self.device)  # raises before anything is loaded
         with self.timed("load"):
-            self.extractor = custom_extractor or load_extractor(self.options, self.device)
-            self.matcher = custom_matcher or load_matcher(self.options, self.device)
-        self.tile = tile_side(self.options, self.extractor)
+            self.extractor = load_extractor(options, self.device) if extractor is None else extractor
+            self.matcher = load_matcher(options, self.device) if matcher is None else matcher
+        self.tile = tile_side(options, self.extractor)
+
+    @property
+    def timings_ms(self) -> dict[str, float]:
+        """What the stages took since the last `match` of this thread, in ms; every thread has its own."""
+        return self._mine.timings_ms
+
+    @timings_ms.setter
+    def timings_ms(self, value: dict[str, float]) -> None:
+        self._mine.timings_ms = value
 
     def extract(self, image: ImageSource, mask: ImageSource | None = None) -> Features:
         """Features of one image, in its original pixels, wherever the image was resized, turned or tiled."""
@@ -183,6 +227,10 @@ class Pipeline:
 
         `timings_ms` of the results hold what this pipeline did since its last `match`.
         """
+        if len(features0) != len(candidates1):
+            raise InputError(
+                f"{len(features0)} features for view 0 and {len(candidates1)} for view 1; expected as many"
+            )
         with self.timed("match"):
             views0 = [one.to(self.device) for one in features0]
             views1 = [self._best_turn(*pair) for pair in zip(views0, candidates1, strict=True)]
@@ -271,6 +319,8 @@ class Pipeline:
         yield
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
         elapsed_ms = (time.perf_counter() - start) * 1e3
         self.timings_ms[stage] = self.timings_ms.get(stage, 0.0) + elapsed_ms
 
@@ -290,10 +340,42 @@ def extract(image: ImageSource, **options: Unpack[OptionsDict]) -> Features:
     return pipeline_of(Options.of(**options)).extract(image)
 
 
-@functools.lru_cache(maxsize=2)
 def pipeline_of(options: Options) -> Pipeline:
-    """The pipeline of these options; this process keeps the two that it used last."""
+    """Return the pipeline of these options; this process keeps the two that it used last.
+
+    Threads that ask at once get the same one, loaded once.
+    """
+    with _loading:
+        return _kept_pipeline(options)
+
+
+@functools.lru_cache(maxsize=2)
+def _kept_pipeline(options: Options) -> Pipeline:
     return Pipeline(**{one.name: getattr(options, one.name) for one in fields(options)})
+
+
+_loading = threading.Lock()
+if hasattr(os, "register_at_fork"):  # a child must not wait for a thread that only its parent has
+    os.register_at_fork(before=_loading.acquire, after_in_parent=_loading.release, after_in_child=_loading.release)
+
+
+class _Mine(threading.local):
+    """What a thread has of its own in a pipeline; a copy of the pipeline begins with nothing."""
+
+    def __init__(self) -> None:
+        self.timings_ms: dict[str, float] = {}
+
+    def __reduce__(self) -> tuple[type[_Mine], tuple[()]]:
+        return _Mine, ()
+
+
+def _custom_name(kind: str, name: str, asked: str | None) -> str:
+    """Return the name of a custom model. Raises InputError where the options ask for another one beside it."""
+    if asked is not None and name not in (asked, extractor_weights(asked)):
+        raise InputError(
+            f"{kind} is {asked!r}, but custom_{kind} makes {name!r}; expected one of them. Leave {kind} out"
+        )
+    return name
 
 
 def _joined(parts: Sequence[Features]) -> Features:

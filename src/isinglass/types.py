@@ -7,10 +7,12 @@ and (0, 0) is the centre of the top-left pixel. So an image of width w spans -0.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +20,21 @@ from isinglass.errors import InputError
 
 PIXEL_CONVENTION = "pixel-centre-0"
 _PER_IMAGE = ("image_size", "turns")  # the fields of Features without a keypoint axis
+_OPTIONAL = ("mask", "scales", "orientations", "turns")
+_FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_NUMBERS = (*_FLOATS, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_DTYPES: dict[str, tuple[str, Sequence[torch.dtype]]] = {
+    "keypoints": ("float32 (halves are off by pixels): use .float(), or .astype('float32')", (torch.float32,)),
+    "descriptors": ("numbers", _NUMBERS),
+    "scores": ("floating point", _FLOATS),
+    "image_size": ("numbers of px", _NUMBERS),
+    "mask": ("bool", (torch.bool,)),
+    "scales": ("floating point", _FLOATS),
+    "orientations": ("floating point", _FLOATS),
+    "turns": ("int64", (torch.int64,)),
+}
+FARTHEST = 1.0  # sides of the image that a keypoint may be outside of it
+MOST_RAD = 2 * math.pi + 0.01  # of an orientation, either way; a little for rounding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +54,22 @@ class Signature:
         return f"{self.extractor}@{self.weights}/{self.convention}"
 
     @classmethod
+    def of(cls, value: object) -> Signature:
+        """Return the signature that a text means: of one `parse` reads, or the name of an extractor alone.
+
+        Raises InputError for anything else.
+        """
+        if isinstance(value, Signature):
+            return value
+        if not isinstance(value, str) or not value:
+            raise InputError(
+                f"signature is {value!r}; expected a Signature, or the extractor's name, such as 'rootsift'"
+            )
+        return cls.parse(value) if "@" in value or "/" in value else cls(extractor=value)
+
+    @classmethod
     def parse(cls, text: str) -> Signature:
-        """The inverse of `str`. Raises InputError on any other text."""
+        """Return the inverse of `str`. Raises InputError on any other text."""
         head, _, convention = text.partition("/")
         extractor, _, weights = head.partition("@")
         if not (extractor and weights and convention):
@@ -60,9 +91,9 @@ class Features:
     turns         (B,) int64, how the extractor saw each image: turned by 0 to 3 quarter turns counter-clockwise, and
                   mirrored left to right before that if 4 or more; None = as it is. All coordinates above are of
                   the original image all the same; `as_seen` gives those of the turned one, which matchers encode
-    signature     who made them
+    signature     who made them; a text is parsed
 
-    Raises InputError where shapes disagree.
+    NumPy arrays are copied into tensors. Raises InputError where shapes, dtypes or devices disagree.
     """
 
     keypoints: Tensor
@@ -76,21 +107,35 @@ class Features:
     signature: Signature
 
     def __post_init__(self) -> None:
-        if self.keypoints.ndim != 3 or self.keypoints.shape[-1] != 2:
-            raise InputError(f"keypoints have shape {tuple(self.keypoints.shape)}; expected (B, N, 2)")
-        batch, count = self.keypoints.shape[:2]
-        if self.keypoints.dtype != torch.float32:
-            raise InputError(f"keypoints are {self.keypoints.dtype}; expected float32 (halves are off by pixels)")
-        if self.descriptors.ndim != 3 or self.descriptors.shape[:2] != (batch, count):
-            raise InputError(f"descriptors have shape {tuple(self.descriptors.shape)}; expected ({batch}, {count}, D)")
+        object.__setattr__(self, "signature", Signature.of(self.signature))
+        for name in _DTYPES:
+            value = getattr(self, name)
+            if not isinstance(value, Tensor) and (value is not None or name not in _OPTIONAL):
+                object.__setattr__(self, name, _as_tensor(name, value))
+        keypoints, tensors = self.keypoints, _tensors_of(self)
+        if keypoints.ndim != 3 or keypoints.shape[-1] != 2:
+            hint = ". One image is a batch of one: index with [None]" if keypoints.ndim == 2 else ""
+            raise InputError(f"keypoints have shape {tuple(keypoints.shape)}; expected (B, N, 2){hint}")
+        batch, count = keypoints.shape[:2]
+        descriptors = self.descriptors
+        if descriptors.ndim != 3 or descriptors.shape[:2] != (batch, count):
+            raise InputError(f"descriptors have shape {tuple(descriptors.shape)}; expected ({batch}, {count}, D)")
         if tuple(self.image_size.shape) != (batch, 2):
             raise InputError(f"image_size has shape {tuple(self.image_size.shape)}; expected ({batch}, 2)")
         for name in ("scores", "mask", "scales", "orientations"):
-            value = getattr(self, name)
-            if value is not None and tuple(value.shape) != (batch, count):
-                raise InputError(f"{name} has shape {tuple(value.shape)}; expected ({batch}, {count})")
+            if name in tensors and tuple(tensors[name].shape) != (batch, count):
+                raise InputError(f"{name} has shape {tuple(tensors[name].shape)}; expected ({batch}, {count})")
         if self.turns is not None and tuple(self.turns.shape) != (batch,):
             raise InputError(f"turns has shape {tuple(self.turns.shape)}; expected ({batch},)")
+        for name, value in tensors.items():
+            expected, dtypes = _DTYPES[name]
+            if value.dtype not in dtypes:
+                raise InputError(f"{name} is {value.dtype}; expected {expected}")
+            if value.device != keypoints.device:
+                raise InputError(
+                    f"{name} is on {value.device} and keypoints on {keypoints.device}; expected one device. Move both "
+                    "with .to(device)"
+                )
 
     def __len__(self) -> int:
         return self.keypoints.shape[0]
@@ -288,10 +333,16 @@ def check_pairs(
     """
     if len(features0) != len(features1):
         raise InputError(f"{len(features0)} features for view 0 and {len(features1)} for view 1; expected as many")
-    for i, pair in enumerate(zip(features0, features1, strict=True)):
+    pairs = list(zip(features0, features1, strict=True))
+    for i, pair in enumerate(pairs):
         for view, one in enumerate(pair):
             where = f"view {view} of pair {i}"
-            _check_single(one, where)
+            _check_kind(one, where)
+            if one.device != pairs[0][0].device:
+                raise InputError(
+                    f"{where} is on {one.device} and the first on {pairs[0][0].device}; expected one device. Move them "
+                    "with .to(device)"
+                )
             if accepts is not None and one.signature.descriptors not in accepts:
                 raise InputError(
                     f"{where} has features of {one.signature.extractor!r}, but {matcher!r} was made for "
@@ -305,6 +356,10 @@ def check_pairs(
             raise InputError(
                 f"pair {i} has features of {pair[0].signature} and {pair[1].signature}; extract both alike"
             )
+        for name in ("scales", "orientations"):
+            if (getattr(pair[0], name) is None) != (getattr(pair[1], name) is None):
+                raise InputError(f"one view of pair {i} has {name} and the other none; expected both alike, or none")
+    _check_numbers((f"view {view} of pair {i}", one) for i, pair in enumerate(pairs) for view, one in enumerate(pair))
     seen = {id(one): one.as_seen() for one in (*features0, *features1)}  # one object stays one: see `distinct_views`
     return [(seen[id(one0)], seen[id(one1)]) for one0, one1 in zip(features0, features1, strict=True)]
 
@@ -347,21 +402,79 @@ def match_batch(matcher: Matcher, features0: Features, features1: Features) -> M
     return Matches.stack(matcher.match_many(views0, views1))
 
 
-def _check_single(one: Features, where: str) -> None:
+def _check_kind(one: Features, where: str) -> None:
+    if not isinstance(one, Features):
+        raise InputError(f"{where} is a {type(one).__name__}; expected Features, as an extractor gives them")
     if len(one) != 1 or one.mask is not None:
         raise InputError(f"{where} is a batch of {len(one)} or padded; expected one image without padding (use f[i])")
     if one.signature.convention != PIXEL_CONVENTION:
         raise InputError(
             f"{where} has keypoints in the convention {one.signature.convention!r}; expected {PIXEL_CONVENTION!r}"
         )
-    if not bool(((one.image_size > 0) & torch.isfinite(one.image_size)).all()):
-        raise InputError(f"{where} is of an image of {one.image_size.tolist()} px; expected a width and height over 0")
-    for name in ("keypoints", "descriptors", "scores"):
-        if not bool(torch.isfinite(getattr(one, name)).all()):
-            raise InputError(
-                f"{name} of {where} hold NaN or infinity; expected finite numbers. Extract them again, in float32 if "
-                "they were made in half precision"
-            )
+
+
+def _check_numbers(views: Iterable[tuple[str, Features]]) -> None:
+    """Raise InputError where a number of any view cannot be; the device is waited for once for all of them.
+
+    The least and the greatest number of a field say all: NaN is both of a field that has one.
+    """
+    seen = {id(one): (where, one) for where, one in views}
+    names: list[tuple[str, str]] = []
+    numbers: list[Tensor] = []
+    for where, one in seen.values():
+        for name in ("image_size", "keypoints", "descriptors", "scores", "scales", "orientations"):
+            value = getattr(one, name)
+            if value is None or not value.numel():
+                continue
+            axes = tuple(range(value.ndim - (name in ("image_size", "keypoints"))))  # those of (x, y) are kept apart
+            names.append((name, where))
+            numbers += [end(value, axes).float().expand(2) for end in (torch.amin, torch.amax)]
+    if not numbers:
+        return
+    size = [0.0, 0.0]
+    for (name, where), (least, most) in zip(names, torch.cat(numbers).view(-1, 2, 2).tolist(), strict=True):
+        size = most if name == "image_size" else size
+        _check_range(name, where, least, most, size)
+
+
+def _check_range(name: str, place: str, least: list[float], most: list[float], size: list[float]) -> None:
+    if name == "image_size" and not all(0 < side < math.inf for side in (*least, *most)):
+        raise InputError(f"{place} is of an image of {_xy(most)} px; expected a width and height over 0")
+    if not all(map(math.isfinite, (*least, *most))):
+        raise InputError(
+            f"{name} of {place} hold NaN or infinity; expected finite numbers. Extract them again, in float32 if "
+            "they were made in half precision"
+        )
+    if name == "scales" and least[0] <= 0:
+        raise InputError(f"scales of {place} begin at {least[0]:g}; expected px over 0, the diameter of the support")
+    if name == "orientations" and max(-least[0], most[0]) > MOST_RAD:
+        raise InputError(
+            f"orientations of {place} are from {least[0]:g} to {most[0]:g}; expected radians from -2 pi to 2 pi. "
+            "Degrees are turned into them by torch.deg2rad"
+        )
+    if name == "keypoints" and any(
+        low < -FARTHEST * side or high > (1 + FARTHEST) * side
+        for low, high, side in zip(least, most, size, strict=True)
+    ):
+        raise InputError(
+            f"keypoints of {place} are from {_xy(least)} to {_xy(most)} px, far outside of its image of "
+            f"{_xy(size)} px; expected (x, y) px of the original image, and image_size as (width, height)"
+        )
+
+
+def _xy(numbers: Sequence[float]) -> str:
+    return "({})".format(", ".join(f"{number:g}" for number in numbers))
+
+
+def _as_tensor(name: str, value: Any) -> Tensor:
+    """Return a copy of a NumPy array as a tensor. Raises InputError for anything else."""
+    if isinstance(value, np.ndarray | np.generic):
+        try:
+            array = np.array(value, order="C")
+            return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
+        except TypeError as error:
+            raise InputError(f"{name} is an array of {value.dtype}; expected {_DTYPES[name][0]}") from error
+    raise InputError(f"{name} is a {type(value).__name__}; expected a tensor or a NumPy array")
 
 
 def _tensors_of(data: Features | Matches) -> dict[str, Tensor]:

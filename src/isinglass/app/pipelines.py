@@ -55,7 +55,7 @@ class StoppablePipeline(Pipeline):
         self, options: Options, extractor: Extractor, matcher: Matcher, tell: Tell, loading_ms: float = 0.0
     ) -> None:
         self._tell: Tell = lambda step: None
-        super().__init__(custom_extractor=_Told(extractor, tell), custom_matcher=matcher, **asdict(options))
+        self._set_up(options, _Told(extractor, tell), matcher)
         self._tell, self.loading_ms = tell, loading_ms
 
     @contextmanager

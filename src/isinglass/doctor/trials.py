@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -143,8 +143,8 @@ class Pair:
         """Features of a view under 0 to `turns` - 1 quarter turns."""
         side = self.side_px(view, size)
         if len(self.known.get((view, side), ())) < turns:
-            models: Any = {"custom_extractor": self.pipeline.extractor, "custom_matcher": self.pipeline.matcher}
-            varied = Pipeline(**models, **asdict(replace(self.pipeline.options, resize=side)))
+            options = replace(self.pipeline.options, resize=side)
+            varied = Pipeline.of_models(options, self.pipeline.extractor, self.pipeline.matcher)
             self.known[view, side] = varied.extract_turns(self.images[view], self.masks[view], turns=range(turns))
         return self.known[view, side]
 

@@ -8,6 +8,8 @@ is missing, and on other devices, `Affine` is torch's own linear layer.
 from __future__ import annotations
 
 import functools
+import time
+import warnings
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 from isinglass.errors import InputError
 
+SLOW = 1.1  # times as long as in float32, from which on bfloat16 is warned of
 ROWS = 64  # a product of another shape costs oneDNN milliseconds at first: rows come in multiples of this
 
 
@@ -82,7 +85,41 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if device.type == "cpu" and has_amx() and has_onednn() else torch.float32
     if precision == "float16" and device.type == "cpu":
         raise InputError("precision is 'float16', which CPUs are slow in; use 'bfloat16', or 'auto'")
+    if precision == "bfloat16" and device.type == "cpu":
+        _warn_where_slow()
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
+
+
+def bfloat16_ratio() -> float:
+    """Return how many times as long as in float32 a product of a matcher's size takes in bfloat16 on this CPU.
+
+    Measured, in some 20 ms.
+    """
+    times: dict[torch.dtype, float] = {}
+    with torch.inference_mode():
+        for dtype in (torch.float32, torch.bfloat16):
+            x, layer = (torch.ones(rows, 256, dtype=dtype, device="cpu") for rows in (4 * ROWS, 256))
+            layer = Affine(layer)
+            layer(x)  # oneDNN compiles at the first call
+            spent = []
+            for _ in range(3):
+                start = time.perf_counter()
+                layer(x)
+                spent.append(time.perf_counter() - start)
+            times[dtype] = min(spent)
+    return times[torch.bfloat16] / times[torch.float32]
+
+
+@functools.cache
+def _warn_where_slow() -> None:
+    """Warn, once in a process, where bfloat16 takes longer than float32."""
+    ratio = bfloat16_ratio()
+    if ratio > SLOW:
+        warnings.warn(
+            f"precision is 'bfloat16', which takes {ratio:.1f} times as long as float32 on this processor (measured "
+            "just now); use 'auto' or 'float32'",
+            stacklevel=3,
+        )
 
 
 def has_amx() -> bool:

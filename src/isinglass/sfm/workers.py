@@ -18,9 +18,10 @@ from typing import Any
 
 import torch
 
+from isinglass.devices import devices_here, find_device
 from isinglass.errors import InputError, IsinglassError
 from isinglass.files import PathLike
-from isinglass.models import best_device, load_matcher
+from isinglass.models import load_matcher
 from isinglass.ops.attention import agree_on_kernel, fastest_kernel
 from isinglass.ops.linear import compute_dtype
 from isinglass.ops.threads import use_threads
@@ -186,7 +187,7 @@ def _serve(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started it is told, and ends it
     agree_on_kernel(kernel)
     use_threads(threads)
-    device = torch.device(options.device or "cpu")
+    device = find_device(options.device or "cpu")
     try:
         matcher = load_matcher(options, device)
         views = Views(FeatureStore(features_path), device, memory_mb)
@@ -208,8 +209,8 @@ def _serve(
 def _devices(options: Options) -> list[str]:
     if options.device is not None:
         return [options.device]
-    best = best_device()
-    return [f"cuda:{i}" for i in range(torch.cuda.device_count())] if best == "cuda" else [best]
+    here = devices_here()
+    return [name for name in here if name.startswith("cuda")] or here[:1]
 
 
 def _as_on(device: str, options: Options) -> Any:

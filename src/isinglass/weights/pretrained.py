@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from isinglass.devices import find_device
 from isinglass.errors import InputError, WeightsError
 from isinglass.weights.fetch import fetch
 from isinglass.weights.records import RECORDS, Record, record, records
@@ -49,11 +50,13 @@ class Pretrained:
         """The model with published weights by name, or those of a file by path, in evaluation mode.
 
         `name` None: `default_weights`. `accept_licence`: for this call, of weights that are not free to use.
-        `options` replace those of the Config that belongs to the weights. Raises InputError for an unknown name or
-        option, WeightsError (or its kinds ChecksumError and LicenceError) where weights cannot be had, read or loaded.
+        `options` replace those of the Config that belongs to the weights. Raises InputError for an unknown name,
+        option or device, WeightsError (or its kinds ChecksumError and LicenceError) where weights cannot be had, read
+        or loaded.
         """
         from isinglass.weights.checkpoint import read_checkpoint
 
+        place = None if device is None else find_device(device)
         known = _resolve(cls.default_weights if name is None else name)
         if isinstance(known, Record) and known.model != cls.__name__:
             fitting = ", ".join(one.name for one in records(cls.__name__)) or "none"
@@ -66,7 +69,7 @@ class Pretrained:
         model: Any = _model_of(cls, config, checkpoint.state, path)
         model.weights_name, model.weights_id = checkpoint.name, checkpoint.weights_id
         model.accepts = checkpoint.accepts
-        return model.eval().to(device)
+        return model.eval().to(place)
 
 
 def _resolve(name: str | Path) -> Record | Path:
