@@ -1,10 +1,15 @@
 """Features and Matches: shapes, padding, views as the extractor saw them, and what a matcher refuses."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
 
+from fake_devices import DeviceTensor, pretend
 from isinglass.errors import InputError
+from isinglass.matchers.lightglue import LightGlue, LightGlueConfig
+from isinglass.matchers.nearest import Nearest
 from isinglass.types import Features, Matches, Signature, check_pairs
 from support import make_features
 
@@ -137,3 +142,108 @@ def test_a_matcher_refuses_numbers_that_are_none():
         check_pairs([make_features(3)], [bad], matcher="m")
     with pytest.raises(InputError, match="expected as many"):
         check_pairs([make_features(3)], [], matcher="m")
+
+
+def arrays(**more):
+    """Features of three keypoints as NumPy arrays."""
+    return {
+        "keypoints": np.float32([[[1, 2], [30, 40], [5, 6]]]),
+        "descriptors": np.eye(3, 8, dtype=np.float32)[None],
+        "scores": np.float32([[0.1, 0.2, 0.3]]),
+        "image_size": np.array([[64, 48]]),
+        "signature": "rootsift",
+        **more,
+    }
+
+
+def test_numpy_arrays_become_tensors_of_their_own():
+    given = arrays(
+        mask=np.ones((1, 3), bool),
+        scales=np.float32([[3, 4, 5]])[:, ::-1],
+        orientations=np.zeros((1, 3), ">f4"),
+        turns=np.array([0]),
+    )
+    features = Features(**given)
+    given["keypoints"][:] = 0
+    assert features.keypoints[0, 1].tolist() == [30, 40]
+    assert features.scales.tolist() == [[5, 4, 3]] and features.orientations.dtype == torch.float32
+    assert features.signature == Signature(extractor="rootsift") and features.image_size.dtype == torch.int64
+
+
+@pytest.mark.parametrize("text", ["aliked-n16@0123456789ab/pixel-centre-0", "rootsift"])
+def test_a_signature_may_be_a_text(text):
+    features = Features(**arrays(signature=text))
+    assert features.signature.extractor == text.partition("@")[0] and features.signature.convention == "pixel-centre-0"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("keypoints", np.zeros((1, 3, 2)), "float64; expected float32.*astype"),
+        ("keypoints", np.zeros((3, 2), np.float32), r"\(B, N, 2\).*\[None\]"),
+        ("keypoints", [[[1, 2], [3, 4], [5, 6]]], "is a list; expected a tensor or a NumPy array"),
+        ("descriptors", None, "is a NoneType"),
+        ("descriptors", np.zeros((1, 3, 8), complex), "complex128; expected numbers"),
+        ("descriptors", np.full((1, 3, 8), "x"), "expected numbers"),
+        ("scores", np.ones((1, 3), int), "int64; expected floating point"),
+        ("scores", torch.ones(1, 3, device="meta"), "on meta and keypoints on cpu"),
+        ("mask", np.ones((1, 3)), "expected bool"),
+        ("turns", np.zeros(1, np.float32), "expected int64"),
+        ("image_size", np.ones((1, 2), bool), "expected numbers of px"),
+        ("signature", None, "extractor's name"),
+        ("signature", "a@b", "no feature signature"),
+    ],
+)
+def test_a_wrong_kind_is_named(name, value, words):
+    with pytest.raises(InputError, match=rf"{words}"):
+        Features(**arrays(**{name: value}))
+
+
+BAD_NUMBERS = [
+    ("scales", [3, float("nan"), 5], "scales of view 1 of pair 0 hold NaN"),
+    ("orientations", [0, float("inf"), 0], "orientations of view 1 of pair 0 hold NaN or infinity"),
+    ("orientations", [0, 90, 180], "orientations .* to 180; expected radians.*deg2rad"),
+    ("orientations", [0, -359, 0], "orientations .* from -359"),
+    ("scales", [3, 0, 5], "scales .* begin at 0"),
+    ("scales", [3, -1, 5], "scales .* begin at -1"),
+    ("scores", [0.1, float("nan"), 0.3], "scores .* hold NaN"),
+    ("keypoints", [[1, 2], [1e30, 4], [5, 6]], "far outside of its image"),
+    ("keypoints", [[1, 2], [-70, 4], [5, 6]], "far outside of its image"),
+    ("keypoints", [[1, 2], [float("nan"), 4], [5, 6]], "keypoints .* hold NaN"),
+    ("image_size", [float("nan"), 48], "expected a width and height over 0"),
+    ("image_size", [64, 0], "expected a width and height over 0"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "words"), BAD_NUMBERS)
+def test_a_number_that_cannot_be_is_named(name, value, words):
+    usual = arrays(scales=np.float32([[3, 4, 5]]), orientations=np.float32([[-6.28, 0, 6.28]]))
+    good, bad = Features(**usual), Features(**usual | {name: np.float32(value)[None]})
+    for matcher in (Nearest(), LightGlue(LightGlueConfig(input_size=8, width=8, layers=1, heads=1)).eval()):
+        matcher.match_many([good], [good])
+        with pytest.raises(InputError, match=words):
+            matcher.match_many([good], [bad])
+
+
+@pytest.mark.parametrize("name", ["scales", "orientations"])
+def test_what_only_one_view_has_is_named(name):
+    with pytest.raises(InputError, match=f"one view of pair 0 has {name} and the other none"):
+        check_pairs([Features(**arrays())], [Features(**arrays(**{name: np.ones((1, 3), np.float32)}))], matcher="x")
+
+
+def test_views_of_two_devices_and_no_features_are_named():
+    one = Features(**arrays())
+    with pytest.raises(InputError, match="view 1 of pair 0 is on meta and the first on cpu"):
+        check_pairs([one], [one.to("meta")], matcher="x")
+    with pytest.raises(InputError, match="view 0 of pair 0 is a Tensor; expected Features"):
+        check_pairs([one.keypoints], [one], matcher="x")
+
+
+def test_a_device_is_waited_for_once():
+    """However many pairs are checked, and whatever fields they have."""
+    with pretend("cuda"):
+        one = Features(**arrays(scales=np.ones((1, 3), np.float32))).to("cuda")
+        others = [one.select(torch.tensor([i], device="cuda")) for i in (0, 1, 2)]
+        with mock.patch.object(DeviceTensor, "tolist", autospec=True, side_effect=DeviceTensor.tolist) as waits:
+            check_pairs([one] * 3, others, matcher="x")
+    assert waits.call_count == 1

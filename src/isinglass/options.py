@@ -203,10 +203,10 @@ def _float(name: str, value: Any) -> float | None:
     expected, is_allowed, may_be_none = _FLOATS[name]
     if value is None and may_be_none:
         return None
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or not is_allowed(value):
+    number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
+    if not math.isfinite(number) or not is_allowed(number):
         raise InputError(f"{name} is {value!r}; expected {expected}{', or None' if may_be_none else ''}")
-    return value if type(value) is int else float(value)  # an integer stays one: it may be part of a file's key
+    return value if type(value) is int else number  # an integer stays one: it may be part of a file's key
 
 
 def _flag(name: str, value: Any) -> bool:

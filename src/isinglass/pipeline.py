@@ -165,6 +165,7 @@ class Pipeline:
 
     @timings_ms.setter
     def timings_ms(self, value: dict[str, float]) -> None:
+        """Begin anew, with these."""
         self._mine.timings_ms = value
 
     def extract(self, image: ImageSource, mask: ImageSource | None = None) -> Features:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
+from pathlib import Path
+from typing import Any
 
 import click
 
@@ -57,3 +60,12 @@ def _show_log() -> None:
         handler.setFormatter(logging.Formatter("isinglass: %(message)s"))
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
+        plain = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], filename: str, *place: Any, **more: Any) -> None:
+            if Path(filename).is_relative_to(Path(__file__).parents[1]):  # one line for what this library warns of
+                logger.warning("%s", message)
+            else:
+                plain(message, category, filename, *place, **more)
+
+        warnings.showwarning = show

@@ -156,9 +156,10 @@ def models(to_fetch: tuple[str, ...], accept_licence: bool, commercial: bool, as
     """List the weights: name, licence, commercial use, size, and whether they are present."""
     from isinglass.weights.fetch import accept_licence as accept
     from isinglass.weights.fetch import fetch, is_present
+    from isinglass.weights.names import names_to_fetch
     from isinglass.weights.records import records
 
-    for name in to_fetch:
+    for name in [full for short in to_fetch for full in names_to_fetch(short)]:
         if accept_licence:
             accept(name)
         click.echo(f"{name}: {fetch(name)}", err=as_json)
@@ -181,14 +182,23 @@ def models(to_fetch: tuple[str, ...], accept_licence: bool, commercial: bool, as
     if as_json:
         click.echo(json.dumps(rows, indent=1))
         return OK
-    click.echo(f"{'name':<22}{'model':<12}{'licence':<28}{'commercial':<12}{'size':>8}  present")
-    for row in rows:
-        size = "?" if row["size_bytes"] is None else f"{row['size_bytes'] / 1e6:.1f} MB"
-        yes_no = ["no", "yes"]
-        click.echo(
-            f"{row['name']:<22}{row['model']:<12}{row['licence']:<28}{yes_no[row['commercial_use']]:<12}{size:>8}  "
-            f"{yes_no[row['present']]}"
+    heads = ("name", "model", "takes features of", "licence", "commercial", "size", "present")
+    yes_no = ("no", "yes")
+    lines = [
+        (
+            row["name"],
+            row["model"],
+            ", ".join(row["accepts"] or ()) or "-",
+            row["licence"],
+            yes_no[row["commercial_use"]],
+            "?" if row["size_bytes"] is None else f"{row['size_bytes'] / 1e6:.1f} MB",
+            yes_no[row["present"]],
         )
+        for row in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
+    for line in (heads, *lines):
+        click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
     click.echo("sift and rootsift (OpenCV) and the matcher nearest need no weights.")
     return OK
 

@@ -66,7 +66,7 @@ class Gate:
     def at(self, index_P: Tensor) -> Tensor:
         """(P, C) at pixels given by their flat index; of joined maps."""
         assert self.coarse is not None
-        y, x = index_P.div(self.width, rounding_mode="floor"), index_P % self.width
+        y, x = index_P.div(self.width, rounding_mode="floor").float(), (index_P % self.width).float()
         height, width = self.height // 2, self.width // 2
         places_P2 = torch.stack([(x / 2 - 0.25).clamp(0, width - 1), (y / 2 - 0.25).clamp(0, height - 1)], dim=1)
         index_P4, weights_P4 = bilinear_taps(places_P2, width, height)

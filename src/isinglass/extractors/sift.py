@@ -95,7 +95,7 @@ class SIFT:
             scores=torch.from_numpy(response_N[kept])[None],
             scales=torch.from_numpy(size_N[kept])[None],
             orientations=torch.from_numpy(np.deg2rad(angle_N[kept]))[None],
-            image_size=torch.tensor([[grey_HW.shape[1], grey_HW.shape[0]]]),
+            image_size=torch.tensor([[grey_HW.shape[1], grey_HW.shape[0]]], device="cpu"),
             signature=self.signature,
         )
 

@@ -218,12 +218,12 @@ def _resampled(image_CHW: Tensor, dim: int, new_length: int) -> Tensor:
 def _taps(length: int, new_length: int) -> tuple[Tensor, Tensor]:
     """For each of N new pixels the T old ones it is made of, (N, T) int64, and their weights, (N, T) float32."""
     factor = length / new_length
-    position_N = ((torch.arange(new_length) + 0.5) * factor - 0.5).clamp(0, length - 1)
+    position_N = ((torch.arange(new_length, dtype=torch.float32) + 0.5) * factor - 0.5).clamp(0, length - 1)
     first_N = position_N.floor()
     fraction_N1 = (position_N - first_N)[:, None]
     sigma = max((factor - 1) / 2, 0.001)
     radius = int(max(4 * sigma, 3)) // 2 if factor > 1 else 0
-    kernel_K = torch.exp(-(torch.arange(-radius, radius + 1) ** 2) / (2 * sigma**2))
+    kernel_K = torch.exp(-(torch.arange(-radius, radius + 1, dtype=torch.float32) ** 2) / (2 * sigma**2))
     kernel_K = kernel_K / kernel_K.sum()
     index_NT = (first_N.long()[:, None] + torch.arange(-radius, radius + 2)).abs()
     index_NT = length - 1 - (length - 1 - index_NT).abs()  # reflected at both ends, the end pixel not repeated

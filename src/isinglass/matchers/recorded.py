@@ -166,7 +166,7 @@ class _LightGlueWorkspace:
         self.final_AD = x_AD.new_zeros(places, x_AD.shape[1])
         self.is_final_A = torch.zeros(places, dtype=torch.bool, device=device)
         self.left_A = torch.zeros(places, dtype=torch.int64, device=device)
-        self.confidence_A = torch.zeros(places, device=device)
+        self.confidence_A = torch.zeros(places, dtype=torch.float32, device=device)
         self.head_P = torch.zeros(sizes.pairs, dtype=torch.int64, device=device)  # the layer each pair stopped after
         self.max_unsure_P = torch.zeros(sizes.pairs, dtype=torch.int64, device=device)
         self.place_P2N = torch.zeros(sizes.pairs, 2, sizes.longest, dtype=torch.int64, device=device)

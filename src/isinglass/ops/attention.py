@@ -124,7 +124,7 @@ class Blocked:
 
     def __init__(self, heads: int, num_keys: int, channels: int, dtype: torch.dtype) -> None:
         self.num_keys = num_keys
-        self.key_HMC = torch.empty(heads, padded(num_keys), channels)
+        self.key_HMC = torch.empty(heads, padded(num_keys), channels, dtype=torch.float32)
         self.value_HCM = torch.empty(heads, channels, padded(num_keys), dtype=dtype)
         self.key_HMC[:, num_keys:] = 0
         self.value_HCM[:, :, num_keys:] = 0

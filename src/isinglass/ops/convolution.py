@@ -76,7 +76,8 @@ def folded_weights(conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None, scale: f
 
 def norm_as_affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Gain and shift (C,) float64 of a batch norm at inference."""
-    mean, variance = (torch.as_tensor(one).double() for one in (norm.running_mean, norm.running_var))
+    assert norm.running_mean is not None and norm.running_var is not None
+    mean, variance = norm.running_mean.double(), norm.running_var.double()
     gain = (variance + norm.eps).rsqrt()
     if not norm.affine:
         return gain, -mean * gain

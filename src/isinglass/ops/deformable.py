@@ -126,7 +126,7 @@ def _table(length: int, before: int, after: int, coarse: int, side: int) -> tupl
     pixels = (torch.arange(-1, length)[:, None] + torch.arange(side)).clamp(0, length - 1) + before
     padded = before + length + after
     if coarse == padded:
-        return pixels[..., None].int(), torch.ones(*pixels.shape, 1)
+        return pixels[..., None].int(), torch.ones(*pixels.shape, 1, dtype=torch.float32)
     place = pixels.double() * ((coarse - 1) / (padded - 1))
     low = place.floor().clamp(max=max(coarse - 2, 0))
     index = torch.stack([low, (low + 1).clamp(max=coarse - 1)], dim=-1)

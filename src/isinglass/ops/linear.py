@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 import torch.nn.functional as F
@@ -93,21 +94,31 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
 def bfloat16_ratio() -> float:
     """Return how many times as long as in float32 a product of a matcher's size takes in bfloat16 on this CPU.
 
-    Measured, in some 20 ms.
+    Measured in some 20 ms: on one thread, by the processor's own time, so that other work on the machine counts little.
     """
-    times: dict[torch.dtype, float] = {}
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(1) as alone:
+        ratio = alone.submit(_measured_ratio).result()
+    torch.set_num_threads(threads)  # what new threads start with: the one above has changed that
+    return ratio
+
+
+def _measured_ratio() -> float:
+    torch.get_num_threads()  # a thread's first call sets its number to the process's: it must come before
+    torch.set_num_threads(1)
+    layers = {}
     with torch.inference_mode():
         for dtype in (torch.float32, torch.bfloat16):
-            x, layer = (torch.ones(rows, 256, dtype=dtype, device="cpu") for rows in (4 * ROWS, 256))
-            layer = Affine(layer)
-            layer(x)  # oneDNN compiles at the first call
-            spent = []
-            for _ in range(3):
-                start = time.perf_counter()
+            x, weight = (torch.ones(rows, 256, dtype=dtype, device="cpu") for rows in (4 * ROWS, 256))
+            layers[dtype] = Affine(weight), x
+            layers[dtype][0](x)  # oneDNN compiles at the first call
+        spent: dict[torch.dtype, list[float]] = {dtype: [] for dtype in layers}
+        for _ in range(5):  # in turn, so that what else the machine does slows both
+            for dtype, (layer, x) in layers.items():
+                start = time.thread_time()
                 layer(x)
-                spent.append(time.perf_counter() - start)
-            times[dtype] = min(spent)
-    return times[torch.bfloat16] / times[torch.float32]
+                spent[dtype].append(time.thread_time() - start)
+    return min(spent[torch.bfloat16]) / min(spent[torch.float32])
 
 
 @functools.cache

@@ -48,7 +48,7 @@ class Ragged:
             pairs=list(range(len(lengths) // 2)),
             origin_T=origin_T,
             left_at_A=torch.zeros_like(origin_T),
-            note_A=torch.full(origin_T.shape, torch.nan, device=state_T.device),
+            note_A=torch.full(origin_T.shape, torch.nan, dtype=torch.float32, device=state_T.device),
             starts=tuple(starts),
         )
 

@@ -14,6 +14,7 @@ EXTRACTOR_KINDS = ("ALIKED", "DISK", "SuperPoint", "XFeat")
 MATCHER_KINDS = ("LightGlue", "SuperGlue")
 HANDMADE = ("sift", "rootsift")  # extractors without weights
 ALIASES = {"aliked": "aliked-n16"}  # short name -> the weights it stands for
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")  # of files with weights
 _FAMILIES = {kind.lower(): kind for kind in MATCHER_KINDS}
 
 
@@ -38,6 +39,19 @@ def matcher_weights(name: str, extractor: str) -> str:
             f"among {', '.join(sorted({accepted for weights in family for accepted in weights.accepts or ()}))}"
         )
     return fitting[0]
+
+
+def names_to_fetch(name: str) -> list[str]:
+    """Return the names of weights that a name stands for: short names, both of "detector+describer".
+
+    Raises InputError for handmade extractors and for families of matchers, whose weights depend on the extractor.
+    """
+    if name in _FAMILIES:
+        fitting = ", ".join(weights.name for weights in records(_FAMILIES[name]))
+        raise InputError(f"{name!r} is several weights, one for each extractor; choose among {fitting}")
+    if name in (*HANDMADE, "nearest"):
+        raise InputError(f"{name!r} needs no weights; there is nothing to fetch")
+    return [record(part).name for part in extractor_weights(name.lower()).split("+")]
 
 
 def check_extractor(name: str, *, accept_licence: bool = False) -> None:
@@ -86,8 +100,12 @@ def _check(name: str, kinds: Iterable[str], role: str, others: tuple[str, ...], 
     kinds = tuple(kinds)
     known = [*others, *(weights.name for weights in records() if weights.model in kinds)]
     if name not in {weights.name for weights in records()}:
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
         guess = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known are {', '.join(known)}."
+        if "/" in name or "\\" in name or Path(name).suffix in _SUFFIXES:
+            raise InputError(
+                f"there is no file {name!r}; expected the {role}'s weights. Check the path, or give a name"
+            )
         raise InputError(f"there is no {role} {name!r}; {guess} A file of your own is given by its path")
     found = record(name)
     if found.model not in kinds:

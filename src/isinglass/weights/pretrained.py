@@ -136,7 +136,8 @@ def _model_of(cls: type[Pretrained], config: Any, state: Mapping[str, torch.Tens
     make: Any = cls
     with suppress(NotImplementedError), torch.device("meta"):  # a constructor may need numbers
         check_fits(make(config), state, path)
-    model = make(config)
+    with torch.device("cpu"):  # and in float32, whatever the caller's defaults are
+        model = make(config).float()
     load_strictly(model, state, path)
     return model
 
