@@ -160,6 +160,50 @@ def test_models_lists_licences(isinglass):
     assert "superglue-outdoor" not in out and "superglue-sift-small" in out and "lightglue-aliked" in out
 
 
+def test_models_are_a_table_with_columns_apart(isinglass):
+    _, out, _ = isinglass("models")
+    table = [line for line in out.splitlines() if not line.startswith("sift and")]
+    starts = [table[0].index(head) for head in ("model", "takes features of", "licence", "commercial", "size")]
+    assert len(table) > 15
+    for line in table:
+        assert all(line[start - 2 : start] == "  " and line[start] != " " for start in starts), line
+    assert "lightglue-aliked-small" in out
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("lightglue", "several weights, one for each extractor; choose among lightglue-aliked"),
+        ("nearest", "needs no weights"),
+        ("rootsift", "needs no weights"),
+        ("alikd", "did you mean 'aliked"),
+    ],
+)
+def test_what_cannot_be_fetched_is_explained(isinglass, name, words):
+    code, _, err = isinglass("models", "--fetch", name)
+    assert code == 2 and words in err and "Traceback" not in err
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize(("name", "full"), [("aliked", ["aliked-n16"]), ("disk+aliked", ["disk", "aliked-n16"])])
+def test_short_names_are_fetched(isinglass, name, full):
+    code, out, _ = isinglass("models", "--fetch", name)
+    assert code == 0 and [line.partition(":")[0] for line in out.splitlines()] == full
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--extractor", "ALIKED", "did you mean 'aliked"),
+        ("--matcher", "run/best.safetensors", "there is no file 'run/best.safetensors'"),
+        ("--matcher", "best.safetensors", "there is no file"),
+    ],
+)
+def test_wrong_names_of_models_are_guessed(isinglass, pair, option, value, words):
+    code, _, err = isinglass("match", *pair, option, value)
+    assert code == 2 and words in err
+
+
 def test_a_doctor_speaks_json(isinglass, pair, tmp_path):
     black = tmp_path / "black.png"
     Image.fromarray(np.zeros((60, 80, 3), np.uint8)).save(black)

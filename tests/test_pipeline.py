@@ -12,10 +12,11 @@ from PIL import Image
 
 import isinglass
 from isinglass.errors import InputError
+from isinglass.extractors.sift import SIFT
 from isinglass.models import matcher_weights
 from isinglass.pipeline import Options, Pipeline
 from isinglass.types import Extractor, Matcher
-from support import HOMOGRAPHY, motorcycle_precision, transfer, warp
+from support import HOMOGRAPHY, make_features, motorcycle_precision, pattern, transfer, warp
 
 SETTINGS = [
     {"resize": 640},
@@ -277,3 +278,31 @@ def test_networks_find_nothing_in_one_colour(extractor, shape):
     assert r.features0.keypoints.shape == (1, 0, 2)
     assert r.points0.shape == (0, 2)
     assert r.matches.stop_layer.tolist() == [0]
+
+
+def test_the_default_matcher_is_that_of_the_custom_extractor_s_features():
+    class MySift:
+        signature = isinglass.Signature(extractor="rootsift")
+
+        def extract(self, images, mask=None):
+            return SIFT(SIFT.Config(max_keypoints=50, rootsift=True)).extract(images, mask)
+
+    image = pattern(200, 150)
+    for matcher in ("lightglue", "superglue"):
+        pipeline = Pipeline(custom_extractor=MySift(), matcher=matcher, resize=None)
+        assert pipeline.matcher.name == f"{matcher}-sift-small" and pipeline.options.extractor == "rootsift"
+        assert pipeline.match(image, image).matches.matcher == pipeline.matcher.name
+    with pytest.raises(InputError, match="extractor is 'disk', but custom_extractor makes features of 'rootsift'"):
+        Pipeline(custom_extractor=MySift(), extractor="disk")
+    MySift.signature = isinglass.Signature(extractor="mine")
+    with pytest.raises(InputError, match=r"no lightglue weights for features of 'mine'\. Choose matcher 'nearest'"):
+        Pipeline(custom_extractor=MySift())
+    for part in ("custom_extractor", "custom_matcher"):
+        with pytest.raises(InputError, match=f"{part} is a function; expected an object with"):
+            Pipeline(**{part: lambda images: images})
+
+
+def test_lists_of_unequal_length_are_refused():
+    one = make_features(3)
+    with pytest.raises(InputError, match="1 features for view 0 and 2 for view 1"):
+        Pipeline(extractor="rootsift", matcher="nearest").match_many([one], [one, one])

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
-from typing import Literal, Unpack
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor
@@ -113,9 +113,8 @@ def two_view(
 class Pipeline:
     """The models of some `Options`, loaded once. Options are fields of `Options`; unknown ones are an InputError.
 
-    A `custom_extractor` or `custom_matcher` stands in place of what the option names. The matcher "lightglue" is then
-    the one for the features of the custom extractor, and `options` name the parts that are used; `custom` holds which
-    of them the options alone could not make again.
+    A `custom_extractor` or `custom_matcher` stands in place of what the option names. The matchers "lightglue" and
+    "superglue" are then those for the features of the custom extractor, by its signature.
 
     Threads may share a pipeline: what a call computes, and its timings, are its own.
     """
@@ -128,17 +127,16 @@ class Pipeline:
         **options: Unpack[OptionsDict],
     ) -> None:
         wanted = Options.of(**options)
-        for kind, part, needed in (("extractor", custom_extractor, Extractor), ("matcher", custom_matcher, Matcher)):
-            if part is not None and not isinstance(part, needed):
-                raise InputError(
-                    f"custom_{kind} is a {type(part).__name__}; expected an object with all that isinglass.types."
-                    f"{needed.__name__} lists"
-                )
         if custom_extractor is not None:
-            name = _custom_name("extractor", custom_extractor.signature.extractor, options.get("extractor"))
-            wanted = replace(wanted, extractor=name)
+            name = _name_of(custom_extractor, "extractor")
+            if custom_matcher is None and "extractor" in options and name != extractor_weights(wanted.extractor):
+                raise InputError(
+                    f"extractor is {wanted.extractor!r}, but custom_extractor makes features of {name!r}; expected one "
+                    "of them. Leave extractor out"
+                )
+            wanted = wanted if "extractor" in options else replace(wanted, extractor=name)
         if custom_matcher is not None:
-            wanted = replace(wanted, matcher=_custom_name("matcher", custom_matcher.name, options.get("matcher")))
+            _name_of(custom_matcher, "matcher")
         self._set_up(wanted, custom_extractor, custom_matcher)
 
     @classmethod
@@ -150,7 +148,6 @@ class Pipeline:
 
     def _set_up(self, options: Options, extractor: Extractor | None, matcher: Matcher | None) -> None:
         self.options, self._mine = options, _Mine()
-        self.custom = tuple(n for n, part in (("extractor", extractor), ("matcher", matcher)) if part is not None)
         self.device = find_device(options.device)
         compute_dtype(options.precision, self.device)  # raises before anything is loaded
         with self.timed("load"):
@@ -370,12 +367,13 @@ class _Mine(threading.local):
         return _Mine, ()
 
 
-def _custom_name(kind: str, name: str, asked: str | None) -> str:
-    """Return the name of a custom model. Raises InputError where the options ask for another one beside it."""
-    if asked is not None and name not in (asked, extractor_weights(asked)):
-        raise InputError(
-            f"{kind} is {asked!r}, but custom_{kind} makes {name!r}; expected one of them. Leave {kind} out"
-        )
+def _name_of(part: Any, kind: Literal["extractor", "matcher"]) -> str:
+    """Return the name that a custom part gives itself. Raises InputError where it is no such part."""
+    named = (part.signature, "extractor") if hasattr(part, "signature") and kind == "extractor" else (part, "name")
+    name = getattr(*named, None)
+    if not isinstance(name, str):
+        has = "a signature and extract()" if kind == "extractor" else "a name and match_many()"
+        raise InputError(f"custom_{kind} is a {type(part).__name__}; expected an object with {has}, as in types.py")
     return name
 
 

@@ -298,7 +298,8 @@ def test_published_unrelated(quick):
 
 @pytest.mark.weights
 def test_published_foreign_features(motorcycle, published):
-    pipeline = Pipeline(custom_extractor=SIFT(SIFT.Config(max_keypoints=512)), **published)
+    sift = SIFT(SIFT.Config(max_keypoints=512))
+    pipeline = Pipeline(custom_extractor=sift, matcher="lightglue-aliked", **published)
     diagnosis = diagnose(*motorcycle[:2], pipeline=pipeline)
     assert problems(diagnosis) == ["signature"], str(diagnosis)
     one = finding(diagnosis, "signature")
