@@ -61,7 +61,7 @@ def execution_of(network: Any, kind: type[nn.Module], methods: Sequence[str] = (
 
 def check_unmodified(network: nn.Module, kind: type[nn.Module], what: str) -> None:
     """Raise InputError if `what` knows the layers of an unmodified `kind`, and the network is none."""
-    if (problem := modification(network, kind)) is not None:
+    if (problem := modification(network, kind, any_tensors=True)) is not None:
         raise InputError(f"{what} knows the layers of an unmodified {kind.__name__}; here {problem}")
 
 

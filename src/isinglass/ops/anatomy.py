@@ -43,11 +43,12 @@ def tensors_of(network: nn.Module) -> list[Tensor]:
     return own
 
 
-def modification(network: nn.Module, kind: type[nn.Module]) -> str | None:
+def modification(network: nn.Module, kind: type[nn.Module], *, any_tensors: bool = False) -> str | None:
     """What makes a network another one than `kind(network.config)`, in words; None = nothing but its numbers.
 
     Found are subclasses, replaced or shared modules, changed settings, forward hooks, parametrizations, parameters of
-    other types, and methods that were replaced, of an instance or of a class.
+    other types, and methods that were replaced, of an instance or of a class. With `any_tensors`, parameters may be of
+    other types, dtypes and devices, as they may wherever the modules themselves are run.
     """
     config: Any = getattr(network, "config", None)
     if type(network) is not kind:
@@ -56,7 +57,7 @@ def modification(network: nn.Module, kind: type[nn.Module]) -> str | None:
         return f"its config is a {type(config).__name__}"
     if _any_global_hook():
         return "forward hooks are registered for all modules"
-    return _other_modules(network, _blueprint(kind, config))
+    return _other_modules(network, _blueprint(kind, config)) or (None if any_tensors else _odd_tensors(network))
 
 
 def _other_modules(network: nn.Module, expected: dict[str, Part]) -> str | None:
@@ -68,6 +69,14 @@ def _other_modules(network: nn.Module, expected: dict[str, Part]) -> str | None:
             return f"{name or type(network).__name__}: {problem}"
     if replaced := next((part.kind for part in expected.values() if not _is_own(part.kind, "forward")), None):
         return f"{replaced.__name__}.forward was replaced"
+    return None
+
+
+def _odd_tensors(network: nn.Module) -> str | None:
+    for name, module in network.named_modules():
+        for value in _values(module):
+            if value is not None and (type(value) not in (Tensor, nn.Parameter) or value.layout != torch.strided):
+                return f"{name or type(network).__name__}: it has a {type(value).__name__} of layout {value.layout}"
     dtypes = {(value.dtype, value.device) for value in network.parameters()}
     return "its parameters are of several dtypes or on several devices" if len(dtypes) > 1 else None
 
@@ -76,7 +85,7 @@ def is_exactly(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether a module does what `kind`, a class of torch, says and nothing else."""
     if _any_global_hook() or type(module) is not kind:
         return False
-    return _touched_instance(module) is None and _is_own(kind, "forward")
+    return _touched_instance(module) is None and _is_own(kind, "forward") and _odd_tensors(module) is None
 
 
 def is_replaced(network: nn.Module, kind: type[nn.Module], methods: Iterable[str]) -> bool:
@@ -128,14 +137,11 @@ def _part(module: nn.Module) -> Part:
 
 
 def _touched_instance(module: nn.Module) -> str | None:
-    """What makes a module do something else than its class says, in words: hooks, replaced methods, odd tensors."""
+    """What makes a module do something else than its class says, in words: hooks and replaced methods."""
     if module._forward_hooks or module._forward_pre_hooks:
         return "it has forward hooks"
     if replaced := vars(module).keys() & _methods(type(module)):
         return f"its {min(replaced)} was replaced"
-    for value in _values(module):
-        if value is not None and (type(value) not in (Tensor, nn.Parameter) or value.layout != torch.strided):
-            return f"it has a {type(value).__name__} of layout {value.layout}"
     return None
 
 
