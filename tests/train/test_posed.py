@@ -75,7 +75,7 @@ def test_broken_entries_are_left_out_and_named(folder):
     assert [one.file.stem for one in found.images] == ["000", "009", "010", "011"]
     assert sorted(found.problems) == [f"00{number}" for number in range(1, 9)]
     expected = ["160 x 120 px; expected 80 x 60", "does not exist", "cannot be read", "cannot be read"]
-    for number, text in enumerate([*expected, "a rotation", "4 x 4", "4 x 4", "could not convert"], start=1):
+    for number, text in enumerate([*expected, "a rotation", "4 x 4", "4 x 4", "expected 4 x 4"], start=1):
         assert text in found.problems[f"00{number}"], found.problems[f"00{number}"]
 
 
@@ -191,6 +191,35 @@ def test_an_image_that_cannot_be_decoded_or_has_no_depth_is_left_out(tmp_path, f
     assert "003.png" in next(iter(pairs.problems.values()))
     assert [one.file.stem for one in pairs.images] == ["000", "001", "002", *(f"00{i}" for i in range(4, 10))]
     assert len(pairs.batch(3, np.random.default_rng(0))) == 3
+
+
+def test_a_depth_map_with_other_content_has_another_overlap(tmp_path, folder, monkeypatch):
+    """Of the same name and size: what was kept of the old one is not taken for it."""
+    images = load_rgbd(folder)
+    before = pairs_of(images, tmp_path, overlap=(0.0, 1.0))
+    kept = set((tmp_path / "features").glob("overlap-*.npz"))
+    depth = images.images[0].depth.file
+    size = depth.stat().st_size
+    content = np.array(Image.open(depth))
+    Image.fromarray(content[:, ::-1].copy()).save(depth)
+    with depth.open("ab") as file:
+        file.write(b"\0" * max(0, size - depth.stat().st_size))
+    after = pairs_of(load_rgbd(folder), tmp_path, overlap=(0.0, 1.0))
+    assert len(set((tmp_path / "features").glob("overlap-*.npz"))) == len(kept) + 1
+    assert len(before.images) == len(after.images)
+
+
+def test_a_depth_map_that_goes_bad_in_the_middle_is_passed_over(tmp_path, folder, caplog):
+    """Pairs of the other images are drawn; where none is left, the run ends with the reason."""
+    pairs = pairs_of(load_rgbd(folder), tmp_path, overlap=(0.0, 1.0))
+    pairs.images[0].depth.file.write_bytes(b"gone")
+    assert len(pairs.batch(8, np.random.default_rng(0))) == 8
+    assert "a pair is left out" in caplog.text
+    for image in pairs.images:
+        image.depth.file.write_bytes(b"gone")
+    pairs._sight.cache_clear()
+    with pytest.raises(InputError, match="hardly any pair"):
+        pairs.batch(8, np.random.default_rng(1))
 
 
 def test_held_out_pairs_are_of_held_out_images(tmp_path, folder):

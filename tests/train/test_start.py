@@ -45,7 +45,7 @@ def run(photos, output, *options):
 def test_one_command_trains_and_the_same_goes_on(photos, tmp_path):
     output = tmp_path / "run"
     first = run(photos, output, "--steps", "2", "--weights-name", "mine")
-    assert first.return_value == 0 and "done at step 2" in first.stderr
+    assert first.return_value == 1 and "done at step 2" in first.stderr
     assert "left out" in first.stderr and "broken.jpg" in first.stderr
     again = run(photos, output, "--steps", "3", "--weights-name", "mine")
     assert "done at step 3" in again.stderr

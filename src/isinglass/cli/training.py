@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from isinglass.cli.checks import DEVICE, FOLDER, OUTPUT_FOLDER, PHOTOS, Command, Number
-from isinglass.cli.common import OK, complain
+from isinglass.cli.common import OK, SOME_FAILED, complain, options
+from isinglass.cli.photos import FOLDER_OPTIONS, Photos
 
 if TYPE_CHECKING:
     from isinglass.train.check import Data
@@ -42,7 +43,8 @@ def _check(params: Mapping[str, Any]) -> None:
 def _data(params: Mapping[str, Any]) -> Data:
     from isinglass.train.check import Data
 
-    return Data(**{name: params[name] for name in _DATA})
+    given, photos = {name: params[name] for name in _DATA}, Photos(dict(params))
+    return Data(**given, selection=None if given["images"] is None else photos.selection(given["images"]))
 
 
 @click.command(short_help="List the recipes that `train` knows.")
@@ -67,6 +69,7 @@ def recipes() -> int:
 )
 @click.option("--recipe", "name", required=True, help="What to train; `isinglass recipes` lists the names.")
 @click.option("--images", type=PHOTOS, help="Folder of photos to learn from, subfolders included.")
+@options(*FOLDER_OPTIONS)
 @click.option("--rgbd", type=FOLDER, help="Folder of frames with depth and poses (posed and confidence recipes).")
 @click.option("--colmap", type=FOLDER, help="COLMAP model of the photos in --images (posed and confidence recipes).")
 @click.option(
@@ -119,7 +122,9 @@ def train(
     from isinglass.train.check import BEST, LAST
 
     began, data = time.monotonic(), _data(settings)
-    settings = {key: value for key, value in settings.items() if key not in _DATA}
+    if data.images is not None:
+        Photos(settings).say_left_out(Path(data.images))
+    settings = {key: value for key, value in settings.items() if key not in (*_DATA, "exclude", "image_list")}
     click.echo(f"preparing {name}", err=True)  # importing torch takes seconds
     from isinglass.train.recipes import recipe
     from isinglass.train.start import pairs_of, plan_of, start
@@ -134,13 +139,13 @@ def train(
     pairs = pairs_of(plan.recipe, data, plan.store, device=device, tell=_Progress(deadline, until), until=until)
     for problem in pairs.problems.values():
         complain(f"left out: {problem}", OK)
-    trained_on = ", ".join(Path(place).name for place in vars(data).values() if place is not None)
+    trained_on = ", ".join(folder.name for folder in data.folders.values())
     trainer = start(plan.recipe, pairs, output, trained_on=trained_on, device=device)
     progress = trainer.run(until_s=deadline - time.monotonic(), tell=_tell_step)
     done = progress.step >= plan.recipe.config.steps
     what = f"done at step {progress.step}" if done else f"stopped at step {progress.step}, as --hours says"
     click.echo(f"{what}: {output / (BEST if (output / BEST).is_file() else LAST)}", err=True)
-    return OK
+    return SOME_FAILED if pairs.problems else OK
 
 
 def _changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:

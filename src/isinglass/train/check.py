@@ -10,8 +10,9 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from isinglass.datasets.layout import PathLike, existing_folder, image_files
+from isinglass.datasets.layout import PathLike, existing_folder
 from isinglass.errors import InputError
+from isinglass.images.folder import Selection, list_photos
 from isinglass.train.catalog import EXTRACTORS, RecipeName, recipe_name
 from isinglass.weights.names import check_extractor, check_matcher
 from isinglass.weights.records import record
@@ -29,12 +30,14 @@ class Data:
     rgbd    folder of frames with depth and poses, see `load_rgbd`
     colmap  folder of a COLMAP model of the photos
     megadepth  folder of MegaDepth, with its scene_info
+    selection  which photos of `images` to use; None = all
     """
 
     images: PathLike | None = None
     rgbd: PathLike | None = None
     colmap: PathLike | None = None
     megadepth: PathLike | None = None
+    selection: Selection | None = None
 
     def __post_init__(self) -> None:
         alone = self.rgbd is not None or self.megadepth is not None
@@ -42,6 +45,12 @@ class Data:
             raise InputError(
                 "images is missing; expected a folder of photos, or of a posed recipe rgbd or megadepth alone"
             )
+
+    @property
+    def folders(self) -> dict[str, Path]:
+        """The folders that are given, by the names of their fields."""
+        given = {name: getattr(self, name) for name in ("images", "rgbd", "colmap", "megadepth")}
+        return {name: Path(folder) for name, folder in given.items() if folder is not None}
 
     @property
     def only_photos(self) -> bool:
@@ -86,9 +95,7 @@ def needed_packages(parts: RecipeName, data: Data, detectors: tuple[str, ...]) -
 
 def _check_data(data: Data) -> None:
     if data.images is not None:
-        folder = existing_folder(data.images, "photos")
-        if next(iter(image_files(folder)), None) is None:
-            raise InputError(f"{str(folder)!r} has no photo; expected images (JPEG, PNG, WebP, ...) in it or below it")
+        list_photos(data.images, data.selection)
     if data.rgbd is not None:
         folder = existing_folder(data.rgbd, ", ".join(_RGBD))
         if absent := [one for one in _RGBD if not (folder / one).exists()]:

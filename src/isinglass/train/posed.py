@@ -8,9 +8,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
+import logging
 import math
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -25,7 +25,7 @@ from isinglass.datasets.pairs import Depth, Floats
 from isinglass.errors import InputError, MissingExtra
 from isinglass.files import load_features, read_if_whole, save_features
 from isinglass.files.lists import tokens_of
-from isinglass.files.npz import NUMPY_DAMAGE, read_npz, write_npz
+from isinglass.files.npz import read_npz, write_npz
 from isinglass.geometry.camera import Covisible, covisible, is_rotation, sample_depth
 from isinglass.images import features_to_original, read_header, read_photo, reading_version, resized, upright, whole
 from isinglass.names import file_name
@@ -42,6 +42,8 @@ DEPTHS_IN_MEMORY, FEATURES_IN_MEMORY = 64, 512  # images
 _GRID = (24, 16)  # pixels that overlap is sampled at
 _THINNED = 128  # columns that depth maps have at most for that, or up to twice as many
 _TOLD_EVERY = 64  # images
+_MOST_FAILED = 20  # pairs that are drawn for nothing, for each that is wanted
+_log = logging.getLogger(__name__)
 _Item = TypeVar("_Item")
 Tell = Callable[[int, int], None]
 Label = Callable[[int, int], tuple[Tensor, Tensor]]
@@ -232,12 +234,18 @@ class StoredFeatures:
                 path = self._path(file)
                 if not path.is_file():
                     self._make(file, path)
-            except (InputError, OSError) as error:
+            except Exception as error:  # of an extractor, too: one image never ends a run
                 problems[str(file)] = str(error)
 
         for start in range(0, len(files), _TOLD_EVERY):
             tell(start, len(files))
-            for_each(make, files[start : start + _TOLD_EVERY])
+            some = files[start : start + _TOLD_EVERY]
+            if self.device is None or self.device.type == "cpu":
+                for_each(make, some)
+            else:
+                for file in some:
+                    make(file)
+        tell(len(files), len(files))
         return problems
 
     def _path(self, file: Path) -> Path:
@@ -284,10 +292,24 @@ class PairSampler:
     def batch(
         self, size: int, rng: np.random.Generator, features: Callable[[int], Features], label: Label
     ) -> PairBatch:
-        """So many pairs, of `features` of an image, and the `label` of two: targets of both."""
-        drawn = [self.draw(rng) for _ in range(size)]
-        views = [(features(i).as_seen(), features(j).as_seen()) for i, j in drawn]
-        return stacked(views, [label(i, j) for i, j in drawn])
+        """Return so many pairs, of `features` of an image, and the `label` of two: targets of both.
+
+        For a pair whose files cannot be read any more another one is drawn; raises InputError where none can be read.
+        """
+        views, labels, failed = [], [], 0
+        while len(views) < size:
+            i, j = self.draw(rng)
+            try:
+                pair, target = (features(i).as_seen(), features(j).as_seen()), label(i, j)
+            except (InputError, OSError) as error:
+                failed += 1
+                if failed > _MOST_FAILED * size:
+                    raise InputError(f"hardly any pair of images can be read any more: {error}") from error
+                _log.warning("a pair is left out: %s", error)
+                continue
+            views.append(pair)
+            labels.append(target)
+        return stacked(views, labels)
 
 
 def split_by_time(count: int, *, held_out: bool) -> np.ndarray:
@@ -348,12 +370,11 @@ class PosedPairs:
         return Landing(torch.from_numpy(known_N2), torch.from_numpy(seen.hidden))
 
     def _kept_overlap(self, least: float) -> Floats:
-        """Return the overlaps as found before, or find them now."""
-        path = self.features.folder / f"overlap-{digest_of(self.digest, least)[:16]}.npz"
+        """Return the overlaps as found before, or find them now; their key has the contents of all depth files."""
+        depths = [hashlib.sha256(image.depth.file.read_bytes()).hexdigest() for image in self.images if image.depth]
+        path = self.features.folder / f"overlap-{digest_of(self.digest, least, depths)[:16]}.npz"
         if (kept := read_if_whole(path, read_npz)) is not None:
             return kept["overlap_NN"]
-        with suppress(*NUMPY_DAMAGE):  # of an earlier version
-            return np.load(path.with_suffix(".npy"), allow_pickle=False)
         overlap_NN = overlap_by_depth(self.images, least)
         write_npz(path, {"overlap_NN": overlap_NN})
         return overlap_NN

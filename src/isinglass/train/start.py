@@ -12,8 +12,9 @@ from pathlib import Path
 
 import torch
 
-from isinglass.datasets.layout import PathLike, image_files
+from isinglass.datasets.layout import PathLike
 from isinglass.errors import InputError
+from isinglass.images.folder import list_photos
 from isinglass.models import best_device, load_extractor
 from isinglass.options import Options
 from isinglass.train.check import Data
@@ -53,13 +54,12 @@ class Plan:
     @property
     def lines(self) -> list[str]:
         """The plan in words, for a person to read before work begins."""
-        config, data = self.recipe.config, self.data
-        folders = {"photos": data.images, "rgbd": data.rgbd, "colmap": data.colmap, "megadepth": data.megadepth}
+        config = self.recipe.config
         from_where = f"goes on at step {self.step}" if self.step else "begins anew"
         hours = f"at most {self.hours:g} h for all of it; " if self.hours else ""
         return [
             f"recipe     {config.name} ({type(config.make_model()).__name__} on {self.recipe.extractor})",
-            *(f"{name:<10} {self._counted(name, place)}" for name, place in folders.items() if place is not None),
+            *(f"{name:<10} {self._counted(name, folder)}" for name, folder in self.data.folders.items()),
             f"features   {self._features_to_make}",
             f"steps      {config.steps} of {config.batch_size} pairs ({config.steps * config.batch_size} pairs); "
             f"validation every {config.validate_every}",
@@ -68,9 +68,12 @@ class Plan:
             f"output     {self.folder}, where the run {from_where}",
         ]
 
-    def _counted(self, name: str, place: PathLike) -> str:
-        count = sum(1 for _ in image_files(Path(place))) if name == "photos" else 0
-        return f"{count} files in {place}" if count else f"{place}"
+    def _counted(self, name: str, folder: Path) -> str:
+        if name != "images":
+            return str(folder)
+        listing = list_photos(folder, self.data.selection)
+        left_out = sum(kind.count for kind in listing.left_out) + len(listing.problems)
+        return f"{len(listing.names)} photos in {folder}, {left_out} files left out"
 
     @property
     def _features_to_make(self) -> str:
@@ -153,7 +156,7 @@ def pairs_of(
             f"{recipe.config.name} learns from photos alone; rgbd, colmap and megadepth are for other recipes"
         )
     if recipe.stage != "posed" and photos is not None:
-        return _homographies(recipe, photos, Path(store), wanted, place, (tell, until))
+        return _homographies(recipe, data, Path(store), wanted, place, (tell, until))
     if recipe.detectors:
         raise InputError(f"{recipe.config.name} learns from posed images; other detectors are for homographies")
     extractor = load_extractor(wanted, place)
@@ -206,6 +209,11 @@ def photo_views(
     return stored
 
 
+def _photos(recipe: Recipe, data: Data, tell: TellPhase) -> Photos:
+    assert data.images is not None  # who asks has seen to that
+    return Photos(data.images, recipe.views, selection=data.selection, tell=partial(tell, "photos read"))
+
+
 def _posed_pairs(
     images: PosedImages, features: StoredFeatures, tell: Tell
 ) -> tuple[PosedPairs, PosedPairs, dict[str, str]]:
@@ -213,9 +221,7 @@ def _posed_pairs(
     return learnt, kept, learnt.problems | kept.problems
 
 
-def _homographies(
-    recipe: Recipe, images: PathLike, store: Path, wanted: Options, device: torch.device, when: When
-) -> Pairs:
+def _homographies(recipe: Recipe, data: Data, store: Path, wanted: Options, device: torch.device, when: When) -> Pairs:
     """Return pairs of keypoints of the extractor, or of each of several detectors in turn."""
     tell, until = when
     learnt, kept, problems = [], [], {}
@@ -226,7 +232,7 @@ def _homographies(
         for detector in (None, *recipe.detectors)
     }
     extractors = {folder: load_extractor(replace(wanted, extractor=name), device) for folder, name in names.items()}
-    photos = Photos(images, recipe.views, tell=partial(tell, "photos read"))
+    photos = _photos(recipe, data, tell)
     for folder, extractor in extractors.items():
         made = partial(tell, f"features of {folder.replace('-', ' by ')}")
         views = photo_views(recipe, photos, store / folder, extractor, device, made, until=until)
@@ -256,7 +262,7 @@ def _posed(
         yield MixedPairs(learnt), MixedPairs(kept), dict(itertools.chain.from_iterable(one.items() for one in problems))
     if data.images is None:
         return
-    photos = Photos(data.images, recipe.views, tell=partial(tell_phase, "photos read"))
+    photos = _photos(recipe, data, tell_phase)
     made = partial(tell_phase, "features of views")
     seen = photo_views(recipe, photos, store / "views", extractor, device, made, until=until)
     yield HomographyPairs(seen, max_keypoints=used), HomographyPairs(seen, held_out=True), seen.problems

@@ -22,7 +22,7 @@ from isinglass.datasets.layout import PathLike, existing_folder
 from isinglass.datasets.views import TO_CORNERS, Floats, Shape, middle, random_view
 from isinglass.errors import InputError
 from isinglass.images import read_image, reading_version
-from isinglass.images.folder import list_photos
+from isinglass.images.folder import Selection, list_photos
 from isinglass.ops.threads import for_each, in_team
 
 DECODED_PHOTOS = 64  # kept in memory
@@ -63,7 +63,7 @@ class View:
 
 
 class Photos:
-    """The photos of a folder, searched with all that is in it, and random views of them.
+    """The photos in and below a folder (of a `selection`, if there is one), and random views of them.
 
     Files that cannot be used are left out, with the reason in `problems`. Everything follows from the photos, the
     config and the seed. `tell(done, all)` now and then while they are read. Raises InputError where there is no photo.
@@ -75,10 +75,11 @@ class Photos:
         config: ViewConfig | None = None,
         *,
         seed: int = 0,
+        selection: Selection | None = None,
         tell: Callable[[int, int], None] = lambda done, of: None,
     ) -> None:
         self.config, self.seed = config or ViewConfig(), seed
-        listing = list_photos(existing_folder(folder, "photos"), allow_none=True)
+        listing = list_photos(existing_folder(folder, "photos"), selection, allow_none=True)
         found = [Path(folder) / name for name in listing.names]
         digests: dict[Path, str] = {}
         problems: dict[Path, str] = {}
