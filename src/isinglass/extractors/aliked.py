@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from isinglass.errors import InputError
 from isinglass.extractors.aliked_streamed import Streamed
+from isinglass.numbers import ANY_SCORE, MANY, NEAR_PX, check_numbers
 from isinglass.ops.anatomy import is_exactly
 from isinglass.ops.convolution import may_be_rearranged, product, selu
 from isinglass.ops.deformable import Frame, Squares, bilinear_squares, deformable_conv3x3, weighted_rows, window_taps
@@ -65,6 +66,7 @@ class ALIKEDConfig:
     def __post_init__(self) -> None:
         if self.variant not in ARCHITECTURES:
             raise InputError(f"ALIKED has no variant {self.variant!r}; expected one of {', '.join(ARCHITECTURES)}")
+        check_numbers(self, max_keypoints=MANY, detection_threshold=ANY_SCORE, nms_radius=NEAR_PX)
 
 
 class DeformableConv(nn.Module):

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isinglass.extractors.disk_streamed import Gate, Streamed
+from isinglass.numbers import ANY_SCORE, MANY, NEAR_PX, check_numbers
 from isinglass.ops.anatomy import is_exactly
 from isinglass.ops.convolution import may_be_rearranged, product
 from isinglass.ops.deformable import window_taps
@@ -42,6 +43,9 @@ class DISKConfig:
     max_keypoints: int | None = None  # None = all
     detection_threshold: float = 0.0  # of the score, which is a logit
     nms_radius: int = 2  # px
+
+    def __post_init__(self) -> None:
+        check_numbers(self, max_keypoints=MANY, detection_threshold=ANY_SCORE, nms_radius=NEAR_PX)
 
 
 class InstanceNorm(nn.Module):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from isinglass.errors import MissingExtra
+from isinglass.numbers import MANY, check_numbers
 from isinglass.ops.colour import luminance
 from isinglass.types import Features, Signature, check_images
 
@@ -33,6 +34,10 @@ class SIFTConfig:
     sigma: float = 1.6  # px, of octave 0
     rootsift: bool = True  # False: Lowe's descriptors
     one_per_pixel: bool = True  # False: also the weaker keypoints and the further orientations within a pixel
+
+    def __post_init__(self) -> None:
+        check_numbers(self, max_keypoints=MANY, contrast_threshold=(0, 1e9), edge_threshold=(0, 1e9))
+        check_numbers(self, octave_layers=(1, 100), sigma=(0.01, 1000))
 
 
 class SIFT:

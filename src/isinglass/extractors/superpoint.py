@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from isinglass.numbers import ANY_SCORE, MANY, MOST_CHANNELS, NEAR_PX, check_numbers
 from isinglass.ops.colour import luminance
 from isinglass.ops.convolution import (
     Folded,
@@ -51,6 +52,10 @@ class SuperPointConfig:
     descriptor_size: int = 256
     batch_norm: bool = True  # False for Magic Leap's checkpoint
     sampling: Literal["exact", "magic-leap"] = "exact"  # where descriptors are read; see `_descriptors_at`
+
+    def __post_init__(self) -> None:
+        check_numbers(self, max_keypoints=MANY, detection_threshold=ANY_SCORE, nms_radius=NEAR_PX)
+        check_numbers(self, remove_borders=MANY, descriptor_size=(1, MOST_CHANNELS))
 
 
 class Block(nn.Module):

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from isinglass.numbers import ANY_SCORE, MANY, NEAR_PX, check_numbers
 from isinglass.ops.convolution import fused, may_be_rearranged
 from isinglass.ops.keypoints import flat_to_xy, local_maxima, select_keypoints
 from isinglass.ops.units import prepared
@@ -36,6 +37,9 @@ class XFeatConfig:
     max_keypoints: int | None = 4096  # None = all
     detection_threshold: float = 0.05  # of the keypoint's probability within its cell
     nms_radius: int = 2  # px
+
+    def __post_init__(self) -> None:
+        check_numbers(self, max_keypoints=MANY, detection_threshold=ANY_SCORE, nms_radius=NEAR_PX)
 
 
 class Layer(nn.Module):

@@ -19,6 +19,7 @@ from isinglass.errors import InputError
 from isinglass.matchers.execution import Views, execution_of, mixed_precision
 from isinglass.matchers.lightglue_layers import Assignment, Layer
 from isinglass.matchers.recorded import Exits, LightGlueParts, RecordedLightGlue, match_alike, stacked
+from isinglass.numbers import MOST_CHANNELS, check_numbers
 from isinglass.ops.anatomy import is_replaced
 from isinglass.ops.assignment import mutual_matches
 from isinglass.ops.attention import Dense, Packed
@@ -47,10 +48,11 @@ class LightGlueConfig:
     filter_threshold: float = 0.1  # tau of section 3.2: least score of a match
 
     def __post_init__(self) -> None:
+        channels, share = (1, MOST_CHANNELS), (0, 1)
+        check_numbers(self, input_size=channels, width=channels, heads=channels, layers=(1, 1000))
+        check_numbers(self, depth_confidence=share, width_confidence=share, filter_threshold=share)
         if self.width % (2 * self.heads):
             raise InputError(f"width {self.width} cannot be split into {self.heads} heads of an even size")
-        if self.layers < 1:
-            raise InputError(f"layers is {self.layers}; expected at least 1")
 
 
 class Prediction(NamedTuple):

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from isinglass.errors import InputError
+from isinglass.numbers import ANY_SCORE, check_numbers
 from isinglass.types import Features, Matches, check_pairs, match_batch
 
 MAX_SIMILARITIES = 2**24  # held at once: 64 MiB of float32, whatever the number of keypoints
@@ -28,6 +29,7 @@ class NearestConfig:
     mutual: bool = True  # keep a match only where each is the other's nearest
 
     def __post_init__(self) -> None:
+        check_numbers(self, ratio=ANY_SCORE, distance=ANY_SCORE)
         if self.ratio is not None and not 0 < self.ratio <= 1:
             raise InputError(f"ratio is {self.ratio}; expected a number in (0, 1], or None for no ratio test")
         if self.distance is not None and not 0 <= self.distance <= 2:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from isinglass.errors import InputError
 from isinglass.matchers.execution import Views, execution_of, mixed_precision
 from isinglass.matchers.recorded import RecordedSuperGlue, SuperGlueParts, match_alike
+from isinglass.numbers import MOST_CHANNELS, check_numbers
 from isinglass.ops.anatomy import is_replaced
 from isinglass.ops.assignment import log_sinkhorn, mutual_matches, sinkhorn_matches
 from isinglass.ops.attention import Dense, Layout, Packed
@@ -46,12 +47,11 @@ class SuperGlueConfig:
     filter_threshold: float = 0.2  # least probability of a match, exclusive
 
     def __post_init__(self) -> None:
+        channels = (1, MOST_CHANNELS)
+        check_numbers(self, input_size=channels, width=channels, heads=channels, encoder_widths=channels)
+        check_numbers(self, layers=(1, 1000), sinkhorn_iterations=(1, 100_000), filter_threshold=(0, 1))
         if self.width % self.heads:
             raise InputError(f"width {self.width} cannot be split into {self.heads} heads of one size")
-        if self.layers < 1 or self.sinkhorn_iterations < 1:
-            raise InputError(
-                f"layers is {self.layers} and sinkhorn_iterations {self.sinkhorn_iterations}; expected at least 1"
-            )
 
 
 class MLP(nn.Sequential):
