@@ -19,6 +19,7 @@ from isinglass.names import file_name
 from isinglass.options import feature_settings, features_key, matching_options
 from isinglass.pipeline import Pipeline
 from isinglass.types import Features
+from isinglass.weights.pretrained import state_digest
 
 FEATURES_IN_MEMORY = 64  # images; about 1 MB each
 _SETTINGS = ("name", "weights_id", "config", "compute_dtype")  # of a model of this package
@@ -111,7 +112,7 @@ def _identity(model: Any) -> list[object]:
     kind = type(model)
     told: list[object] = [f"{kind.__module__}.{kind.__qualname__}"]
     if isinstance(model, torch.nn.Module):
-        told.append(_digest(model.state_dict()))
+        told.append(state_digest(model.state_dict()))
     if kind.__module__.split(".")[0] == "isinglass":
         parts = (getattr(model, name, None) for name in ("detector", "describer"))  # of one made of two
         return [

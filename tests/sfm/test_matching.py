@@ -14,14 +14,18 @@ import pytest
 import torch
 
 from isinglass.errors import InputError, IsinglassError
+from isinglass.extractors.xfeat import XFeat
+from isinglass.matchers.lightglue import LightGlue
 from isinglass.matchers.nearest import Nearest
 from isinglass.options import Options
 from isinglass.pipeline import Pipeline
 from isinglass.sfm import matching, workers
+from isinglass.sfm.extraction import feature_settings
 from isinglass.sfm.matching import Chunk, MatchRun, Views, chunks_of, match_chunk, match_stored, settings_of
 from isinglass.sfm.store import FeatureStore, MatchStore
 from isinglass.sfm.workers import match_with_workers
 from isinglass.types import Signature
+from isinglass.weights.checkpoint import save_checkpoint
 from support import make_features
 
 NAMES = [f"s/{i}.jpg" for i in range(7)]
@@ -362,3 +366,29 @@ def test_workers_that_end_at_once(features, monkeypatch):
         by_workers(features)
     with pytest.raises(InputError, match="workers is 0"):
         by_workers(features, workers=0)
+
+
+def test_weights_that_were_changed_by_hand_are_other_settings(tmp_path):
+    torch.manual_seed(0)
+    saved = save_checkpoint(
+        LightGlue(LightGlue.Config(input_size=8, width=16, layers=1, heads=2)),
+        tmp_path / "a.safetensors",
+        name="a",
+        licence="Apache-2.0",
+        trained_on="nothing",
+    )
+    model, again = LightGlue.pretrained(saved), LightGlue.pretrained(saved)
+    settings = settings_of(model, "")
+    assert settings == settings_of(again, "") and "changed_weights" not in settings
+    next(model.parameters()).data.mul_(1.01)
+    changed = settings_of(model, "")
+    assert changed != settings and json.loads(changed)["changed_weights"]
+    model.load_state_dict(again.state_dict())
+    assert settings_of(model, "") == settings
+
+
+def test_extractor_weights_that_were_changed_by_hand_are_other_settings():
+    pipeline = Pipeline(custom_extractor=XFeat(), matcher="nearest", device="cpu")
+    first = feature_settings(pipeline)
+    pipeline.extractor.load_state_dict({name: value * 1.01 for name, value in pipeline.extractor.state_dict().items()})
+    assert feature_settings(pipeline) != first  # both are of the signature "random"

@@ -24,6 +24,7 @@ from isinglass.pipeline import Pipeline
 from isinglass.sfm.progress import Tell
 from isinglass.sfm.store import FeatureStore, check_name
 from isinglass.types import Features
+from isinglass.weights.pretrained import Pretrained
 
 IMAGES_A_PART, SECONDS_A_PART = 64, 5.0
 
@@ -43,8 +44,14 @@ def image_names(folder: PathLike) -> list[str]:
 
 
 def feature_settings(pipeline: Pipeline) -> str:
-    """Return what features depend on beside photo, mask and extractor, as a store's `settings`."""
-    return json.dumps(options.feature_settings(pipeline.options, pipeline.tile))
+    """Return what features depend on beside photo, mask and extractor, as a store's `settings`.
+
+    The extractor's signature says which weights it has; if they were changed by hand since, their digest is here.
+    """
+    settings, extractor = options.feature_settings(pipeline.options, pipeline.tile), pipeline.extractor
+    if isinstance(extractor, Pretrained) and (digest := extractor.changed_weights()) is not None:
+        settings["changed_weights"] = digest
+    return json.dumps(settings)
 
 
 def extract_images(

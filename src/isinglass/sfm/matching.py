@@ -24,6 +24,7 @@ from isinglass.sfm.extraction import feature_settings
 from isinglass.sfm.progress import Tell
 from isinglass.sfm.store import FeatureStore, MatchStore, Pair, PairMatches
 from isinglass.types import Features, Matcher
+from isinglass.weights.pretrained import Pretrained
 
 PAIRS_A_CHUNK = 64
 IMAGES_A_BLOCK = 64  # each with each before the next are read
@@ -80,6 +81,8 @@ def settings_of(matcher: Matcher, features: str) -> str:
     }
     if (execution := getattr(matcher, "execution", "auto")) != "auto":  # which round otherwise
         told["execution"] = execution
+    if isinstance(matcher, Pretrained) and (digest := matcher.changed_weights()) is not None:
+        told["changed_weights"] = digest
     return json.dumps(told, default=repr)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,6 +17,7 @@ from isinglass.weights.records import RECORDS, Record, record, records
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
 _MOST = 10**7  # of an option that is a whole number
 
@@ -33,10 +35,19 @@ class Pretrained:
     weights_name: str = "random"
     weights_id: str = "random"
     accepts: tuple[str, ...] | None = None
+    _loaded: str | None = None
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         cls.weights_name = f"random-{cls.__name__.lower()}"
+
+    def changed_weights(self) -> str | None:
+        """Return a digest of the weights if they are not those that `weights_id` names, None if they are.
+
+        Weights that were never loaded, or that anybody changed since, have one.
+        """
+        digest = state_digest(self.state_dict())  # pyright: ignore[reportAttributeAccessIssue]  an nn.Module as well
+        return None if digest == self._loaded else digest
 
     @classmethod
     def pretrained(
@@ -68,8 +79,20 @@ class Pretrained:
         config = dataclasses.replace(_config_of(cls, checkpoint.config, path), **options)
         model: Any = _model_of(cls, config, checkpoint.state, path)
         model.weights_name, model.weights_id = checkpoint.name, checkpoint.weights_id
+        model._loaded = state_digest(model.state_dict())
         model.accepts = checkpoint.accepts
         return model.eval().to(place)
+
+
+def state_digest(state: Mapping[str, Tensor]) -> str:
+    """Return the sha256 of the names, types, shapes and numbers of tensors, in hex digits."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, value in state.items():
+        digest.update(repr((name, value.dtype, tuple(value.shape))).encode("utf-8", "surrogatepass"))
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _resolve(name: str | Path) -> Record | Path:
