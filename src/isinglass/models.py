@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from isinglass.devices import best_device  # noqa: F401  kept for its importers
 from isinglass.errors import InputError
 from isinglass.extractors.aliked import ALIKED
 from isinglass.extractors.disk import DISK

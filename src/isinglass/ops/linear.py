@@ -10,13 +10,13 @@ from __future__ import annotations
 import functools
 import time
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isinglass.errors import InputError
+from isinglass.ops.threads import on_one_thread
 
 SLOW = 1.1  # times as long as in float32, from which on bfloat16 is warned of
 ROWS = 64  # a product of another shape costs oneDNN milliseconds at first: rows come in multiples of this
@@ -96,16 +96,10 @@ def bfloat16_ratio() -> float:
 
     Measured in some 20 ms: on one thread, by the processor's own time, so that other work on the machine counts little.
     """
-    threads = torch.get_num_threads()
-    with ThreadPoolExecutor(1) as alone:
-        ratio = alone.submit(_measured_ratio).result()
-    torch.set_num_threads(threads)  # what new threads start with: the one above has changed that
-    return ratio
+    return on_one_thread(_measured_ratio)
 
 
 def _measured_ratio() -> float:
-    torch.get_num_threads()  # a thread's first call sets its number to the process's: it must come before
-    torch.set_num_threads(1)
     layers = {}
     with torch.inference_mode():
         for dtype in (torch.float32, torch.bfloat16):

@@ -101,6 +101,21 @@ def use_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
+def on_one_thread(work: Callable[[], _Result]) -> _Result:
+    """Return `work()`, run on a thread of its own that has but one of torch's; the caller's number stays."""
+    threads = torch.get_num_threads()
+
+    def run() -> _Result:
+        torch.get_num_threads()  # a thread's first call sets its number to the process's: it must come before
+        torch.set_num_threads(1)
+        return work()
+
+    with ThreadPoolExecutor(1) as alone:
+        result = alone.submit(run).result()
+    torch.set_num_threads(threads)  # what new threads start with: the one above has changed that
+    return result
+
+
 def _one_thread() -> None:
     """Make torch use one thread: a forked child has none of the threads that OpenMP would wait for, for ever."""
     if torch.get_num_threads() > 1:

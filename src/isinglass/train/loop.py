@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from isinglass.datasets.layout import PathLike
+from isinglass.devices import find_device
 from isinglass.errors import MissingExtra, TrainingError
 from isinglass.files import write_atomically
-from isinglass.models import best_device
 from isinglass.train.batch import PairBatch
 from isinglass.train.budget import Budget
 from isinglass.train.check import BEST, LAST, LOG
@@ -67,7 +67,7 @@ class Trainer:
         if config.precision == "auto" and fabric is not None:
             config = replace(config, precision=_NAMES[fabric.strategy.precision.precision])
         elif config.precision == "auto":
-            config = settled(config, folder, torch.device(best_device()))[0]
+            config = settled(config, folder, find_device())[0]
         self.config, self.fabric = config, fabric or make_fabric(config)
         if self.fabric.world_size > 1:
             atexit.register(_leave_group)

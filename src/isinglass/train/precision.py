@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from isinglass.errors import InputError
 from isinglass.matchers.lightglue import LightGlue, LightGlueConfig
 from isinglass.matchers.superglue import SuperGlue, SuperGlueConfig
+from isinglass.ops.threads import on_one_thread
 from isinglass.train.config import PRECISIONS
 
 Measure = Callable[[LightGlueConfig | SuperGlueConfig], float]
@@ -89,20 +89,16 @@ def bfloat16_ratio(model: LightGlueConfig | SuperGlueConfig) -> float:
     The time is that of one thread on its core, which hardly depends on what else runs on the machine.
     """
     short = replace(model, layers=1 if isinstance(model, LightGlueConfig) else 2)
-    threads, seconds = torch.get_num_threads(), dict.fromkeys(("float32", "bf16-mixed"), 0.0)
+    seconds = dict.fromkeys(("float32", "bf16-mixed"), 0.0)
 
     def work() -> None:
-        torch.get_num_threads()  # a thread's first call sets its number to the process's
-        torch.set_num_threads(1)
         with torch.random.fork_rng(devices=[]):
             network = LightGlue(short) if isinstance(short, LightGlueConfig) else SuperGlue(short)
             for precision in seconds:
                 limit = 4 * seconds["float32"] if precision != "float32" else 0.0
                 seconds[precision] = _shortest(network, precision, limit)
 
-    with ThreadPoolExecutor(1) as alone:
-        alone.submit(work).result()
-    torch.set_num_threads(threads)  # for threads that begin later
+    on_one_thread(work)
     return seconds["bf16-mixed"] / seconds["float32"]
 
 

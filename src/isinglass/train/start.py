@@ -13,9 +13,10 @@ from pathlib import Path
 import torch
 
 from isinglass.datasets.layout import PathLike
+from isinglass.devices import find_device
 from isinglass.errors import InputError
 from isinglass.images.folder import list_photos
-from isinglass.models import best_device, load_extractor
+from isinglass.models import load_extractor
 from isinglass.options import Options
 from isinglass.train.check import Data
 from isinglass.train.colmap import ColmapPairs
@@ -107,7 +108,7 @@ def plan_of(
 
     Raises InputError where the folder holds another run, or the device is not there or cannot train in the precision.
     """
-    place, folder = _device(device), Path(folder)
+    place, folder = find_device(device), Path(folder)
     config, choice = settled(recipe.config, folder, place)
     about = check_resumable(folder, config.as_dict())
     return Plan(
@@ -148,7 +149,7 @@ def pairs_of(
     Features of views that are not made by `until` (of `time.monotonic`) are made when a step needs them.
     Raises InputError where the data are not for the recipe or none can be used.
     """
-    place = _device(device)
+    place = find_device(device)
     wanted = Options(extractor=recipe.extractor, max_keypoints=recipe.max_keypoints, min_distance=0)
     photos = data.images if data.only_photos else None
     if recipe.stage == "homography" and photos is None:
@@ -168,25 +169,13 @@ def pairs_of(
 
 def start(recipe: Recipe, pairs: Pairs, folder: PathLike, *, trained_on: str, device: str | None = None) -> Trainer:
     """Return the run in its folder, at its beginning or where it was."""
-    place = _device(device)
+    place = find_device(device)
     config, choice = settled(recipe.config, folder, place)
     if choice.warning:
         _log.warning(choice.warning)
     number = {} if place.index is None else {"devices": [place.index]}
     fabric = make_fabric(config, accelerator=place.type, **number)
     return Trainer(config, pairs.source, pairs.validation, folder, trained_on=trained_on, fabric=fabric)
-
-
-def _device(name: str | None) -> torch.device:
-    """Return the device of that name, or the fastest. Raises InputError where it is not there."""
-    place = torch.device(name or best_device())
-    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    if (place.index or 0) >= there.get(place.type, 0):
-        have = ", ".join(
-            f"{kind}:0 to {kind}:{count - 1}" if count > 1 else kind for kind, count in there.items() if count
-        )
-        raise InputError(f"device is {name!r}, which this machine does not have; expected one of {have}")
-    return place
 
 
 def photo_views(
