@@ -33,7 +33,7 @@ def custom_parts(pipeline: Pipeline, kinds: Collection[Kind] = ("extractor", "ma
         try:
             problem = _difference(pipeline, kind)
         except IsinglassError as error:
-            problem = f"its options name another one, which cannot be loaded ({error})"
+            problem = f"no options build it ({error})"
         if problem is not None:
             problems.append(f"the {kind} {_name(getattr(pipeline, kind))!r}: {problem}")
     return problems

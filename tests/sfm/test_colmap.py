@@ -301,7 +301,7 @@ def test_models_other_than_pinhole(tmp_path):
     for model in ("OPENCV_FISHEYE", "OPENCV", "SIMPLE_PINHOLE"):
         ((camera, _),) = cameras_of(tmp_path, ["1.png"], CameraOptions(model=model))
         assert camera.model_name == model
-        assert not camera.has_prior_focal_length
+        assert camera.has_prior_focal_length == (model == "OPENCV_FISHEYE")  # COLMAP needs one
     known = CameraOptions(model="OPENCV_FISHEYE", params=(30, 31, 31.5, 23.5, 0.1, 0, 0, 0))
     ((camera, _),) = cameras_of(tmp_path, ["1.png"], known)
     assert camera.params.tolist() == [30, 31, 32, 24, 0.1, 0, 0, 0]

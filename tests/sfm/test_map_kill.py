@@ -20,13 +20,13 @@ from mapped_scene import Setup
 from isinglass.sfm import stages
 
 class Killed(stages.Stages):
-    def run(self, name, key, outputs, work):
+    def run(self, name, *more):
         if name == {stage!r}:
             def end():
                 time.sleep({delay_s})
                 os.kill(os.getpid(), signal.SIGKILL)
             threading.Thread(target=end, daemon=True).start()
-        return super().run(name, key, outputs, work)
+        return super().run(name, *more)
 
 from isinglass.sfm import mapping
 mapping.Stages = Killed

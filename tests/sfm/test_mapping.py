@@ -167,8 +167,7 @@ def test_map_json_says_how_it_was_made(tmp_path, setup):
     assert told["photos"] == str(setup.scene.photos)
     assert told["options"]["cameras"]["share"] == "single"
     assert told["summary"]["models"][0]["images"] == 7
-    assert told["custom"] == [f"the {kind} 'known': the options say {name!r}" for kind, name in
-                              (("extractor", "aliked-n16"), ("matcher", "lightglue-aliked"))]  # fmt: skip
+    assert [line.split(":")[0] for line in told["custom"]] == ["the extractor 'known'", "the matcher 'known'"]
     with pytest.raises(InputError, match="was made with custom parts"):
         pipeline_of(setup.folder)
     del told["custom"]

@@ -315,5 +315,5 @@ def test_what_cannot_be_used(scene, tmp_path):
         reconstruct(scene.database, scene.photos, tmp_path / "model", mapper="magic")
     with pytest.raises(InputError, match="there is no folder"):
         reconstruct(scene.database, tmp_path / "absent", tmp_path / "model")
-    with pytest.raises(InputError, match="cannot be read as a model"):
+    with pytest.raises(InputError, match="no model of COLMAP"):
         read_model(tmp_path)

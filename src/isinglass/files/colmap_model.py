@@ -78,7 +78,8 @@ def _check_counts(file: Path, size_of: Callable[[bytes, int], int]) -> None:
             raise ValueError(f"the last of {count} records ends at byte {place}")
     except (struct.error, ValueError, IndexError) as error:
         raise InputError(
-            f"{str(file)!r} is damaged: it has {len(data)} bytes, but {error}. Copy it again, or write it anew"
+            f"{str(file)!r} of a model of COLMAP is damaged: it has {len(data)} bytes, but {error}. Copy it again, or "
+            "write it anew"
         ) from error
 
 

@@ -56,6 +56,8 @@ def is_model(folder: Path) -> bool:
 def read_map(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Return what map.json of a map says: `photos`, `pipeline` and `options`, and `summary` when it is finished."""
     file = Path(folder) / "map.json"
+    if not file.is_file():
+        raise InputError(f"{str(folder)!r} has no map.json; expected a map that `isinglass map` made. Check the path")
     told = read_signed_json(file)
     if told.get("schema") != SCHEMA:
         raise InputError(f"{str(file)!r} is of another version; expected {SCHEMA!r}. Make the map again")
