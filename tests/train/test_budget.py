@@ -64,6 +64,23 @@ def test_at_least_one_step_is_made_and_kept_where_there_is_no_time_for_a_validat
     assert (tmp_path / LAST).is_file() and not (tmp_path / BEST).is_file()
 
 
+def test_a_validation_that_takes_longer_than_the_first_batch_said_is_given_up(tmp_path, clock):
+    """The checkpoint is written before the deadline all the same."""
+
+    class Slower(Slow):
+        def batch(self, size, rng):
+            self.seconds *= 3
+            return super().batch(size, rng)
+
+    made = config(steps=10_000, validation_pairs=32, validate_every=10_000, save_every=10_000)
+    run = Trainer(made, Slow(clock, 1.0), Slower(clock, 0.2), tmp_path, trained_on="x")
+    began, rows = clock.now, []
+    progress = run.run(until_s=100, tell=rows.append)
+    assert about_run(tmp_path / LAST)["progress"]["step"] == progress.step
+    assert not any("f1" in row for row in rows)
+    assert clock.now - began <= 100 + run.validation.seconds  # the batch that was under way
+
+
 def test_the_hours_of_a_command_begin_anew(tmp_path, clock):
     made = config(steps=10_000, validation_pairs=4, validate_every=10_000, save_every=10_000)
     steps = [Trainer(made, Slow(clock, 1.0), MadeUp(), tmp_path, trained_on="x").run(until_s=20).step for _ in range(2)]

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -164,17 +165,24 @@ def test_another_setting_is_refused_by_name_before_features_are_made(tiny, photo
 
 @pytest.mark.slow
 @pytest.mark.shared
+@pytest.mark.timeout(1200)
 def test_the_documented_command_learns_on_a_cpu_without_bfloat16(shared, tmp_path):
-    """49 photos, kernels of an AVX2 machine: float32, the first step in the hours, a loss that falls."""
+    """49 photos, kernels of an AVX2 machine: float32, hours that are kept, a loss that falls.
+
+    On a machine that is busy with other things it gets as much more time.
+    """
     folder = tmp_path / "photos"
     folder.mkdir()
     for photo in sorted((shared / "data/train/photos").iterdir())[::21][:49]:
         (folder / photo.name).symlink_to(photo)
+    hours = 0.035 * min(max(1.0, 2 * os.getloadavg()[0] / (os.cpu_count() or 1)), 8.0)
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
     command = [sys.executable, "-m", "isinglass", "train", "--recipe", RECIPE, "--images", str(folder)]
-    command += ["-o", str(tmp_path / "run"), "--hours", "0.035"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=280)
+    command += ["-o", str(tmp_path / "run"), "--hours", str(hours)]
+    began = time.monotonic()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert time.monotonic() - began < 1.1 * 3600 * hours + 15  # with the start of Python and a batch under way
     assert "in float32: a step in bfloat16 takes" in done.stderr
     rows = [json.loads(line) for line in (tmp_path / "run" / LOG).read_text().splitlines()]
     curve = [row["loss"] for row in rows if "loss" in row]

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 _RECENT = 20  # steps that a step's time is judged by
 _MARGIN = 1.3  # on what was measured
+_MARGIN_OF_ESTIMATE = 2.0  # on a validation that was reckoned from a part of one
 
 
 class Budget:
@@ -20,7 +21,7 @@ class Budget:
 
     def __init__(self, seconds: float = math.inf) -> None:
         self.deadline = time.monotonic() + seconds
-        self.validation_s = 0.0
+        self.validation_s, self.is_estimate = 0.0, True
         self.save_s = 1.0  # until one was measured
         self._steps: deque[float] = deque(maxlen=_RECENT)
         self.steps = 0
@@ -38,7 +39,12 @@ class Budget:
     @property
     def closing_s(self) -> float:
         """Seconds that the last validation takes, with the two checkpoints after it."""
-        return _MARGIN * (self.validation_s + 2 * self.save_s)
+        return (_MARGIN_OF_ESTIMATE if self.is_estimate else _MARGIN) * self.validation_s + self.saving_s
+
+    @property
+    def saving_s(self) -> float:
+        """Seconds that the last two checkpoints take."""
+        return _MARGIN * 2 * self.save_s
 
     def allows_step(self) -> bool:
         """Return whether another step, the last validation and the last checkpoints end before the deadline."""
@@ -48,9 +54,17 @@ class Budget:
         """Return whether a validation and the last checkpoints end before the deadline."""
         return self.left_s >= self.closing_s
 
+    def allows_going_on(self) -> bool:
+        """Return whether a validation that is under way may go on: there is still time for the last checkpoints."""
+        return self.left_s >= self.saving_s
+
     def steps_left(self) -> float:
         """Return how many steps fit before the deadline."""
         return max(0.0, self.left_s - self.closing_s) / self.step_s if self.step_s else math.inf
+
+    def set_validation(self, seconds: float) -> None:
+        """Take the time of a whole validation into account."""
+        self.validation_s, self.is_estimate = seconds, False
 
     def add_step(self, seconds: float) -> None:
         """Take a step's time into account; the first one also warms up and is forgotten by the second."""

@@ -219,19 +219,28 @@ class Trainer:
             return self.mean_objective.evaluate(batch)
 
     def _validate_and_log(self, log: _Log | None) -> int:
-        """Validate, and return at which step that was."""
+        """Validate, and return at which step that was; 0 where the time was over before the end of it."""
         start, progress = time.monotonic(), self.run_state.progress
         found = self._validate()
-        self.budget.validation_s = time.monotonic() - start
-        progress.seconds += self.budget.validation_s
+        seconds = time.monotonic() - start
+        progress.seconds += seconds
+        if found is None:
+            return 0
+        self.budget.set_validation(seconds)
         if log:
             log.add(found)
         return progress.step
 
-    def _validate(self) -> dict[str, Any]:
-        """Judge the mean weights, on the same pairs each time, and keep them if they are the best so far."""
-        progress, config = self.run_state.progress, self.config
-        results = [self._validate_batch(i) for i in range(self._validation_batches)]
+    def _validate(self) -> dict[str, Any] | None:
+        """Judge the mean weights, on the same pairs each time, and keep them if they are the best so far.
+
+        Returns None where only the last checkpoints fit before the deadline.
+        """
+        progress, config, results = self.run_state.progress, self.config, []
+        for i in range(self._validation_batches):
+            if i and not self._agreed(self.budget.allows_going_on()):
+                return None
+            results.append(self._validate_batch(i))
         loss, counts = float(np.mean([loss for loss, _ in results])), sum((one for _, one in results), Counts())
         found = {"precision": counts.precision, "recall": counts.recall, "f1": counts.f1}
         quality = counts.f1 if config.learn == "matching" else -loss
