@@ -104,6 +104,6 @@ class Corners:
             keypoints=points[None],
             descriptors=torch.nn.functional.unfold(blurred, 3, padding=1)[0].T[top.indices][None],
             scores=top.values[None],
-            image_size=torch.tensor([[width, height]]),
+            image_size=torch.tensor([[width, height]], device=images.device),
             signature=self.signature,
         )

@@ -181,7 +181,7 @@ def test_every_command_lists_the_same(tmp_path):
 
     for name in ("a.jpg", "deep/b.png", "._a.jpg", "@eaDir/a.jpg/thumb.jpg", "10²000000.jpg", "out/a-b.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (64, 64), (90, 10, 200)).save(tmp_path / name)
+        Image.linear_gradient("L").resize((64, 64)).convert("RGB").save(tmp_path / name)
     put(tmp_path, "out/reports/a-b.json")
     expected = ["10²000000.jpg", "a.jpg", "deep/b.png"]
     assert image_names(tmp_path) == expected

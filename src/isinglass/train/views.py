@@ -97,14 +97,20 @@ class Photos:
         self.files = [file for file in found if file in digests]
         self.problems = {str(file): problems[file] for file in found if file in problems} | listing.problems
         if not self.files:
-            unread = f"; {len(self.problems)} files cannot be read" if self.problems else ""
-            raise InputError(f"{folder} has no photo to learn from{unread}; expected images (JPEG, PNG, WebP, ...)")
+            reasons = [f"; {len(self.problems)} files are of no use, such as {problem}" for problem in self._examples()]
+            raise InputError(
+                f"{folder} has no photo to learn from; expected images (JPEG, PNG, WebP, ...){''.join(reasons)}"
+            )
         self.contents = {
             file.relative_to(folder).as_posix(): digests[file][:16] + digests[file][64:] for file in self.files
         }
         self.settings = f"{self.config}, seed {seed}"
         self.digest = hashlib.sha256(repr((sorted(digests.values()), self.config, seed)).encode()).hexdigest()
         self._decoded = functools.lru_cache(DECODED_PHOTOS)(self._decode)
+
+    def _examples(self) -> list[str]:
+        """Return one file that is left out and why, if any is."""
+        return [f"{file}: {reason}" for file, reason in list(self.problems.items())[:1]]
 
     def __len__(self) -> int:
         return len(self.files)
