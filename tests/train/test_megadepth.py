@@ -98,7 +98,7 @@ def test_broken_entries_of_megadepth_are_left_out_and_named(megadepth):
     assert [one.file.stem for one in found.images] == [f"{i:03}" for i in range(4, IMAGES)]
     assert list(found.problems) == [f"images/00{i}.png" for i in range(4)]
     for text, problem in zip(
-        ("159 x 120", "no data set", "no data set", "cannot be read"), found.problems.values(), strict=True
+        ("159 x 120", "no data set", "no data set", "does not exist"), found.problems.values(), strict=True
     ):
         assert text in problem
     kept = arrays["overlap_matrix"][5:, 5:]

@@ -97,7 +97,9 @@ class Photos:
         self.files = [file for file in found if file in digests]
         self.problems = {str(file): problems[file] for file in found if file in problems} | listing.problems
         if not self.files:
-            reasons = [f"; {len(self.problems)} files are of no use, such as {problem}" for problem in self._examples()]
+            reasons = [
+                f"; {len(self.problems)} of the files cannot be used, such as {problem}" for problem in self._examples()
+            ]
             raise InputError(
                 f"{folder} has no photo to learn from; expected images (JPEG, PNG, WebP, ...){''.join(reasons)}"
             )
