@@ -301,7 +301,7 @@ def test_what_is_prepared_dies_with_its_model(kind):
 
 
 def test_a_snapshot_sees_odd_tensors():
-    """Of no numbers, none or several axes, other strides and dtypes; an attribute that is a mere tensor, too."""
+    """Tensors may be empty, have no axis, other strides or dtypes, or be a plain attribute of the module."""
     module = nn.Module()
     dtypes = (torch.bfloat16, torch.bool, torch.complex64, torch.int8)
     channels_last = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)

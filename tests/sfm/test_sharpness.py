@@ -172,7 +172,7 @@ def test_sharpness_is_of_one_size(photo, tmp_path):
 
 
 def test_frames_are_not_collected(photo):
-    """As many are read ahead as are compared, from a source without an end."""
+    """The source has no end: only the frames that are compared may be read ahead."""
     read = []
 
     def endless():

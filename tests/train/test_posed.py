@@ -194,7 +194,7 @@ def test_an_image_that_cannot_be_decoded_or_has_no_depth_is_left_out(tmp_path, f
 
 
 def test_a_depth_map_with_other_content_has_another_overlap(tmp_path, folder, monkeypatch):
-    """Of the same name and size: what was kept of the old one is not taken for it."""
+    """The new map has the same name and size, yet the overlap of the old one is not used for it."""
     images = load_rgbd(folder)
     before = pairs_of(images, tmp_path, overlap=(0.0, 1.0))
     kept = set((tmp_path / "features").glob("overlap-*.npz"))

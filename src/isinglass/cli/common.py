@@ -112,6 +112,18 @@ MATCHER_OPTIONS = (
 )
 
 
+WORKER_OPTIONS = (
+    click.option(
+        "--workers", type=click.IntRange(1), default=1, show_default=True, help="Number of processes that match."
+    ),
+    click.option(
+        "--cache-mb",
+        type=click.IntRange(1),
+        default=1000,
+        show_default=True,
+        help="Memory in MB for features while matching.",
+    ),
+)
 CLUSTER_OPTIONS = (
     click.option("--ray", "address", help='Ray cluster to compute on, as host:port; "local" starts one here.'),
     click.option("--ray-threads", type=click.IntRange(1), default=1, show_default=True, help="CPU cores per task."),

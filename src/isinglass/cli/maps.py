@@ -29,6 +29,7 @@ from isinglass.cli.common import (
     OK,
     PIPELINE_OPTIONS,
     SOME_FAILED,
+    WORKER_OPTIONS,
     check_cluster,
     complain,
     make_pipeline,
@@ -148,16 +149,16 @@ def _check_map(params: Mapping[str, Any]) -> None:
     show_default=True,
     help="Minimum inliers of a pair that overlaps.",
 )
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Number of processes that match.")
-@click.option(
-    "--cache-mb",
-    type=click.IntRange(1),
-    default=1000,
-    show_default=True,
-    help="Memory in MB for features while matching.",
-)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on stdout.")
-@options(*CLUSTER_OPTIONS, *PAIR_OPTIONS, *CAMERA_OPTIONS, *FOLDER_OPTIONS, *PIPELINE_OPTIONS, *MATCHER_OPTIONS)
+@options(
+    *WORKER_OPTIONS,
+    *CLUSTER_OPTIONS,
+    *PAIR_OPTIONS,
+    *CAMERA_OPTIONS,
+    *FOLDER_OPTIONS,
+    *PIPELINE_OPTIONS,
+    *MATCHER_OPTIONS,
+)
 def make(photos: Path, output: Path, as_json: bool, **settings: Any) -> int:
     """Make a map of all photos in and below PHOTOS: features, pairs, matches, a COLMAP model, and a page to look at.
 

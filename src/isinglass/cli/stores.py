@@ -18,6 +18,7 @@ from isinglass.cli.common import (
     OK,
     PIPELINE_OPTIONS,
     SOME_FAILED,
+    WORKER_OPTIONS,
     check_cluster,
     complain,
     options,
@@ -63,16 +64,8 @@ def _check_match_many(params: Mapping[str, Any]) -> None:
     "-o", "--output", type=OUTPUT_FILE, default=Path("matches.h5"), show_default=True, help="File of the matches."
 )
 @click.option("--masks", type=PRESENT, help=MASKS_HELP)
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Number of processes that match.")
-@click.option(
-    "--cache-mb",
-    type=click.IntRange(1),
-    default=1000,
-    show_default=True,
-    help="Memory in MB for features while matching.",
-)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-@options(*CLUSTER_OPTIONS, *FOLDER_OPTIONS, *PIPELINE_OPTIONS, *MATCHER_OPTIONS)
+@options(*WORKER_OPTIONS, *CLUSTER_OPTIONS, *FOLDER_OPTIONS, *PIPELINE_OPTIONS, *MATCHER_OPTIONS)
 def match_many(
     source: Path,
     pairs: str,

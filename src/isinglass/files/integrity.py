@@ -75,8 +75,16 @@ def read_signed_json(path: PathLike) -> dict[str, Any]:
 
     Raises InputError, which names the file, where it is missing, damaged or no JSON object.
     """
+    return read_own(path, verify_json)
+
+
+def read_own(path: PathLike, decode: Callable[[bytes], _Content]) -> _Content:
+    """Return what `decode` makes of the bytes of a file of ours.
+
+    Raises InputError, which names the file, where it is missing, or where `decode` raises ValueError: it is damaged.
+    """
     try:
-        return verify_json(Path(path).read_bytes())
+        return decode(Path(path).read_bytes())
     except OSError as error:
         raise InputError(f"{str(path)!r} cannot be read ({error}). Check the path") from error
     except ValueError as error:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Mapping
-from pathlib import Path
 from tokenize import TokenError
 from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from isinglass.errors import InputError
 from isinglass.files.atomic import PathLike, write_atomically
-from isinglass.files.integrity import SEAL_BYTES, seal_file, unseal
+from isinglass.files.integrity import SEAL_BYTES, read_own, seal_file, unseal
 
 NUMPY_DAMAGE = (  # what NumPy and zipfile raise of damaged files
     OSError, EOFError, KeyError, MemoryError, NotImplementedError, SyntaxError, TokenError, ValueError,
@@ -53,12 +51,7 @@ def write_npz(path: PathLike, arrays: Mapping[str, ArrayLike], *, compressed: bo
 
 def read_npz(path: PathLike) -> dict[str, NDArray]:
     """Read what `write_npz` or an earlier version wrote. Raises InputError, naming the file, if missing or damaged."""
-    try:
-        return decode_npz(Path(path).read_bytes())
-    except OSError as error:
-        raise InputError(f"{str(path)!r} cannot be read ({error}). Check the path") from error
-    except ValueError as error:
-        raise InputError(f"{str(path)!r} is damaged ({error}). Delete it and make it again") from error
+    return read_own(path, decode_npz)
 
 
 def _write(file: BinaryIO, arrays: Mapping[str, ArrayLike], compressed: bool) -> None:

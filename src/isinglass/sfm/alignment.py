@@ -56,7 +56,7 @@ def _common(model: Any, old: Any) -> list[str]:
 
 
 def _poses(model: Any, names: Sequence[str]) -> tuple[Floats, Floats]:
-    """Of these photos (K, 3, 3) world_from_cam rotations, and (K, 3) centres."""
+    """Return the rotations world_from_cam (K, 3, 3) and the centres (K, 3) of K photos."""
     images = {image.name: image for image in model.images.values() if image.has_pose}
     rotations = [images[name].cam_from_world().rotation.matrix().T for name in names]
     centres = [images[name].projection_center() for name in names]

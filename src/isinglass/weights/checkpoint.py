@@ -235,7 +235,7 @@ def _is_castable(dtype: torch.dtype, wanted: torch.dtype) -> bool:
 
 
 def _is_finite(value: Tensor, wanted: torch.dtype) -> bool:
-    """As the dtype that it is loaded as."""
+    """Return whether all numbers are finite in the dtype that they are loaded as."""
     return not wanted.is_floating_point or math.isfinite(value.to(wanted).sum(dtype=torch.float64))
 
 
