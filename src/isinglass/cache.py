@@ -128,12 +128,10 @@ def _identity(model: Any) -> list[object]:
 def _digest(values: Mapping[str, Any]) -> str:
     digest = hashlib.sha256()
     for name, value in values.items():
-        array = value.detach().cpu() if isinstance(value, torch.Tensor) else value
-        if isinstance(array, torch.Tensor):
-            digest.update(repr((name, array.dtype, tuple(array.shape))).encode())
-            digest.update(array.contiguous().flatten().view(torch.uint8).numpy().data)
-        elif isinstance(array, np.ndarray):
-            digest.update(repr((name, array.dtype, array.shape)).encode() + array.tobytes())
+        if isinstance(value, torch.Tensor):
+            digest.update(state_digest({name: value}).encode())
+        elif isinstance(value, np.ndarray):
+            digest.update(repr((name, value.dtype, value.shape)).encode() + value.tobytes())
         else:
             digest.update(repr((name, value)).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()

@@ -81,8 +81,8 @@ class Pixels:
             path.write_bytes(self.files[name])
             self._whole[name] = read_image(path)
         path.write_bytes(self.input)
-        orientation = exif_orientation(path) if _is_read(path) else 1
         try:
+            orientation = exif_orientation(path)
             image = read_image(path)
         except InputError:
             return REFUSED
@@ -98,14 +98,6 @@ class Pixels:
 
     def close(self) -> None:
         """See Target."""
-
-
-def _is_read(path: Path) -> bool:
-    try:
-        exif_orientation(path)
-    except InputError:
-        return False
-    return True
 
 
 class Metadata:
