@@ -3,8 +3,9 @@
 Names are resolved at first use, so that importing the package costs nothing.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from isinglass.lazy import lazy_names
 
 if TYPE_CHECKING:
     from isinglass.errors import (
@@ -84,11 +85,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    for home, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(f"isinglass.{home}"), name)
-    raise AttributeError(f"module 'isinglass' has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

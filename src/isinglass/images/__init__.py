@@ -3,8 +3,9 @@
 Names are resolved at first use: what needs only suffixes or a file's header does not wait for torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from isinglass.lazy import lazy_names
 
 if TYPE_CHECKING:
     from isinglass.images.exif import Exif
@@ -92,11 +93,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    for home, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(f"isinglass.images.{home}"), name)
-    raise AttributeError(f"module 'isinglass.images' has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:
