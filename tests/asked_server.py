@@ -1,5 +1,6 @@
 """A real server of the app on a free port, small photos to send it, and files that it must refuse."""
 
+import faulthandler
 import functools
 import io
 import struct
@@ -81,7 +82,9 @@ def running(settings=None, **more):
     finally:
         server.runner.should_exit = True
         thread.join(timeout=20)
-        assert not thread.is_alive()
+        if thread.is_alive():
+            faulthandler.dump_traceback()  # of every thread: what it waits for
+            raise AssertionError("the server did not end within 20 s of being told to")
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -40,8 +41,10 @@ class Slow(MadeUp):
 
 @pytest.fixture
 def clock(monkeypatch):
+    """The clock of the trainer alone: event loops of this process, which sleep by the real one, would never wake."""
     clock = Clock()
-    monkeypatch.setattr("time.monotonic", clock)
+    for module in ("loop", "budget", "store"):
+        monkeypatch.setattr(f"isinglass.train.{module}.time", SimpleNamespace(monotonic=clock))
     return clock
 
 
