@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import re
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -41,7 +42,8 @@ HEADERS = {
 }
 _READING = ("GET", "HEAD", "OPTIONS")
 _DRAINED = 4  # times what a body may have is read and thrown away, so that the sender hears the refusal
-_STALLED_S = 30.0  # a body that sends nothing for so long is given up
+_STALLED_S = 30.0  # a body that sends nothing for so long is given up, and so is one that is so long behind
+_LEAST_RATE = 1000.0  # bytes per second
 _BODY = {"content-length", "transfer-encoding"}  # without these headers a request has no body
 _HOST = re.compile(r"(\[[0-9a-f:.]+(%\w+)?\]|[\w.-]*)(:\d{1,5})?", re.ASCII | re.IGNORECASE)
 _FAILED = 1011  # of WebSockets: the server failed
@@ -59,6 +61,7 @@ class Guard:
     def __init__(self, app: App, settings: Settings) -> None:
         self.app, self.settings = app, settings
         self.most = settings.limits.body_bytes
+        self._requests = 0  # that are being answered
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """As ASGI has it."""
@@ -74,7 +77,10 @@ class Guard:
         body = _Body(receive, self.most, self._too_large(), is_whole=not _BODY & headers.keys())
         answer = _Answer(scope, send, body)
         try:
-            if refusal := self._refusal(scope, headers) or self._refused_length(headers):
+            self._requests += 1
+            if self._requests > self.settings.limits.connections:
+                await answer.refuse(503, f"{self._requests - 1} requests are being answered already; try again later")
+            elif refusal := self._refusal(scope, headers) or self._refused_length(headers):
                 if (_length(headers) or 0) <= _DRAINED * self.most:
                     await body.drain()
                 await answer.refuse(*refusal)
@@ -87,6 +93,8 @@ class Guard:
             log_failure(error, scope)
             with contextlib.suppress(Exception):
                 await answer.refuse(500, message_of(error))
+        finally:
+            self._requests -= 1
         if body.is_gone and not answer.is_whole:
             if UNPARSABLE not in scope:
                 when = "before the answer" if body.is_whole else f"{body.count:,} bytes into the body"
@@ -196,6 +204,7 @@ class _Body:
     def __init__(self, receive: Receive, most: int, too_large: str, *, is_whole: bool) -> None:
         self._receive, self._most, self._too_large = receive, most, too_large
         self.count, self.is_whole, self.is_gone = 0, is_whole, False
+        self._waited_s = 0.0
 
     async def receive(self) -> Message:
         """Return the next message. Raises Refused: 413 beyond the limit, of which the sender is let finish, and 408."""
@@ -216,13 +225,16 @@ class _Body:
         if self.is_whole:  # then it is the end of the connection that is waited for
             message = await wait
         else:
+            started, ahead_s = time.monotonic(), self.count / _LEAST_RATE - self._waited_s
             try:
-                message = await asyncio.wait_for(wait, _STALLED_S)
+                message = await asyncio.wait_for(wait, max(0.0, _STALLED_S + min(0.0, ahead_s)))
             except TimeoutError:
                 raise Refused(
-                    f"nothing came for {_STALLED_S:g} seconds, {self.count:,} bytes into the body; expected all of it",
+                    f"the body is slower than {_LEAST_RATE:g} bytes per second, or nothing came for {_STALLED_S:g} "
+                    f"seconds, {self.count:,} bytes into it; expected all of it",
                     408,
                 ) from None
+            self._waited_s += time.monotonic() - started
         self.count += len(message.get("body", b""))
         if message["type"] == "http.disconnect":
             self.is_gone = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import socket
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from isinglass.errors import InputError, MissingExtra
 
 _TRIED = 20  # ports, from the one that was asked for
 _GRACE_S = 3
+_ONE_LINE = OneLine()
 
 
 class Listening(NamedTuple):
@@ -62,15 +64,15 @@ def listen(settings: Settings, *, video: str | None = None, reference: Path | No
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # what it warns of is refused, and logged then
     config = uvicorn.Config(
         home.app,
-        http=_protocol(),
+        http=_protocol(settings),
+        log_config=None,  # its records go where those of the app go: to the stderr of that moment by default
         log_level="warning",
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=settings.limits.connections,
         ws_max_size=settings.limits.file_bytes,
         timeout_graceful_shutdown=_GRACE_S,
     )
-    logging.getLogger("uvicorn.error").addFilter(OneLine())
+    logging.getLogger("uvicorn.error").addFilter(_ONE_LINE)
     shown = "127.0.0.1" if settings.host in ("0.0.0.0", "::", "") else settings.host
     address = f"http://{f'[{shown}]' if ':' in shown else shown}:{listener.getsockname()[1]}"
     return Listening(address, listener, uvicorn.Server(config), home)
@@ -105,10 +107,10 @@ def _uvicorn() -> Any:
     return uvicorn
 
 
-def _protocol() -> Any:
+def _protocol(settings: Settings) -> Any:
     from isinglass.app.protocol import Protocol
 
-    return Protocol
+    return functools.partial(Protocol, limits=settings.limits)
 
 
 def _listener(settings: Settings) -> socket.socket:

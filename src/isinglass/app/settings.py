@@ -26,7 +26,8 @@ class Limits:
     keep_s          how long a result is kept
     models          pipelines that stay loaded
     live            live pages at once
-    connections     at once, of whatever kind
+    connections     at once, of which those without a request are closed for others; and requests at once
+    head_s          seconds within which the head of a request must come
     """
 
     file_bytes: int = 32_000_000
@@ -42,6 +43,7 @@ class Limits:
     models: int = 3
     live: int = 4
     connections: int = 128
+    head_s: float = 10.0
 
     @property
     def body_bytes(self) -> int:
