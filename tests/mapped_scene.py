@@ -8,9 +8,11 @@ from PIL import Image
 
 from isinglass.pipeline import Pipeline
 from isinglass.sfm.cameras import CameraOptions
-from isinglass.sfm.colmap import camera_of
+from isinglass.sfm.colmap import camera_of, write_database
 from isinglass.sfm.mapping import MapOptions, make_map
+from isinglass.sfm.reconstruct import reconstruct
 from isinglass.sfm.store import FeatureStore, MatchStore, PairMatches
+from isinglass.sfm.verification import verify
 from isinglass.types import Features, Matches, Signature
 
 SIZE, FIRST = (320, 240), 60
@@ -82,6 +84,20 @@ class MappedScene:
         found = np.array([placed[name] for name in names])
         similarity = pycolmap.estimate_sim3d(found, truth)
         return dict(zip(names, np.linalg.norm(similarity * found - truth, axis=1), strict=True))
+
+
+def mapped(folder, views, without=()):
+    """A map without its page (stores, database, model) of some of the views; the stores still have those left out."""
+    scene = MappedScene(folder, views=views)
+    scene.features(), scene.matches()
+    scene.names = [name for name in scene.names if name not in without]
+    scene.pairs = [pair for pair in scene.pairs if not set(pair) & set(without)]
+    cameras = [(camera_of("SIMPLE_RADIAL", SIZE, (250, 159.5, 119.5, 0.02)), scene.names)]
+    store, matches = FeatureStore(folder / "features.h5"), MatchStore(folder / "matches.h5")
+    write_database(folder / "database.db", store, matches, scene.pairs, cameras)
+    verify(folder / "database.db")
+    reconstruct(folder / "database.db", scene.photos, folder / "model", threads=1)
+    return scene
 
 
 SINGLE = MapOptions(cameras=CameraOptions(share="single"))

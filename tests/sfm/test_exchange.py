@@ -1,5 +1,6 @@
 """Maps for other programs, and projects of COLMAP read back: what goes out comes in."""
 
+import json
 import shutil
 import sqlite3
 from contextlib import closing
@@ -12,24 +13,18 @@ import torch
 from isinglass.errors import InputError
 from isinglass.pipeline import Pipeline
 from isinglass.sfm.cameras import CameraOptions
-from isinglass.sfm.colmap import Project, camera_of, pycolmap_module, quiet, write_database
+from isinglass.sfm.colmap import Project, pycolmap_module, quiet
 from isinglass.sfm.exchange import export_colmap, export_hloc, export_pairs, import_project
 from isinglass.sfm.pairs import read_pairs
-from isinglass.sfm.reconstruct import read_model, reconstruct
+from isinglass.sfm.reconstruct import read_model
 from isinglass.sfm.store import FeatureStore, MatchStore
-from isinglass.sfm.verification import verify
-from mapped_scene import SIZE, MappedScene
+from mapped_scene import mapped
 
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
     """A map without its page: stores, database, model."""
-    made = MappedScene(tmp_path_factory.mktemp("map"), views=4)
-    cameras = [(camera_of("SIMPLE_RADIAL", SIZE, (250, 159.5, 119.5, 0.02)), made.names)]
-    write_database(made.folder / "database.db", made.features(), made.matches(), made.pairs, cameras)
-    verify(made.folder / "database.db")
-    reconstruct(made.folder / "database.db", made.photos, made.folder / "model", threads=1)
-    return made
+    return mapped(tmp_path_factory.mktemp("map"), views=4)
 
 
 # ---- out
@@ -124,15 +119,7 @@ def grown(tmp_path_factory):
     """Maps of five views without the second one, whose number all later ones have now, and without the last two."""
     made = {}
     for removed in (("001.png",), ("003.png", "004.png")):
-        scene = MappedScene(tmp_path_factory.mktemp("grown"), views=5)
-        scene.features(), scene.matches()  # the stores still have what was removed
-        scene.names = [name for name in scene.names if name not in removed]
-        scene.pairs = [pair for pair in scene.pairs if not set(pair) & set(removed)]
-        cameras = [(camera_of("SIMPLE_RADIAL", SIZE, (250, 159.5, 119.5, 0.02)), scene.names)]
-        store, matches = FeatureStore(scene.folder / "features.h5"), MatchStore(scene.folder / "matches.h5")
-        write_database(scene.folder / "database.db", store, matches, scene.pairs, cameras)
-        verify(scene.folder / "database.db")
-        reconstruct(scene.folder / "database.db", scene.photos, scene.folder / "model", threads=1)
+        scene = mapped(tmp_path_factory.mktemp("grown"), views=5, without=removed)
         made[len(scene.names)] = scene
     return made
 
@@ -202,6 +189,43 @@ def test_what_is_not_ours_or_was_changed_is_never_lost(grown, tmp_path):
     assert_is_whole(out, grown[3].names)
 
 
+def test_a_stale_file_that_was_changed_is_kept_and_named_until_it_is_gone(grown, tmp_path, isinglass):
+    source, out = tmp_path / "map", tmp_path / "out"
+    shutil.copytree(grown[4].folder, source)
+    shutil.copytree(grown[4].folder / "model", source / "model/1")
+    assert export_colmap(source, out).kept == []
+    changed = out / "sparse/1/points3D.bin"
+    changed.write_bytes(b"refined by hand")
+    (out / "mine.txt").write_text("not of any export")
+    shutil.rmtree(source / "model/1")
+    for _ in range(2):  # the second export knows of it, too
+        code, told, err = isinglass("export", "colmap", source, "-o", out, "--json")
+        assert (code, json.loads(told)["kept"]) == (0, ["sparse/1/points3D.bin"])
+        assert "sparse/1/points3D.bin in" in err and "Move it to another folder, or remove it" in err
+        assert [file.name for file in changed.parent.iterdir()] == ["points3D.bin"]
+        assert changed.read_bytes() == b"refined by hand"
+    changed.unlink()
+    changed.parent.rmdir()
+    code, told, err = isinglass("export", "colmap", source, "-o", out, "--json")
+    assert (code, json.loads(told)["kept"], "remove" in err) == (0, [], False)
+    assert_is_whole(out, grown[4].names)
+    assert (out / "mine.txt").read_text() == "not of any export"
+
+
+def test_a_stale_file_that_is_as_it_was_again_goes(grown, tmp_path):
+    source, out = tmp_path / "map", tmp_path / "out"
+    shutil.copytree(grown[4].folder, source)
+    shutil.copytree(grown[4].folder / "model", source / "model/1")
+    export_colmap(source, out)
+    before = (out / "sparse/1/points3D.bin").read_bytes()
+    (out / "sparse/1/points3D.bin").write_bytes(b"changed for a while")
+    shutil.rmtree(source / "model/1")
+    assert export_colmap(source, out).kept == ["sparse/1/points3D.bin"]
+    (out / "sparse/1/points3D.bin").write_bytes(before)
+    assert export_colmap(source, out).kept == []
+    assert_is_whole(out, grown[4].names)
+
+
 def test_a_database_that_was_opened_is_not_changed_but_one_with_other_rows_is(grown, tmp_path):
     out = tmp_path / "out"
     export_colmap(grown[4].folder, out)
@@ -214,32 +238,6 @@ def test_a_database_that_was_opened_is_not_changed_but_one_with_other_rows_is(gr
         database.commit()
     with pytest.raises(InputError, match=r"database\.db' is there and was changed"):
         export_colmap(grown[4].folder, out)
-
-
-def test_an_export_that_was_killed_is_completed_by_the_next(grown, tmp_path, monkeypatch):
-    from pathlib import Path
-
-    real = Path.replace
-    for moment in range(8):
-        out, calls = tmp_path / f"out{moment}", []
-        export_colmap(grown[3].folder, out)
-
-        def killed(self, target, calls=calls, moment=moment):
-            if ".isinglass-export.ready" in str(self):
-                calls.append(target)
-                if len(calls) > moment:
-                    raise KeyboardInterrupt
-            return real(self, target)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Path, "replace", killed)
-            with pytest.raises(KeyboardInterrupt):
-                export_colmap(grown[4].folder, out)
-        export_colmap(grown[4].folder, out)
-        assert read_model(out / "sparse/0").num_reg_images() == 4
-        with Project(out / "database.db") as project:
-            assert project.names == grown[4].names
-        assert not list(out.glob(".isinglass-export.ready"))
 
 
 def test_a_model_of_another_database_is_refused(grown, tmp_path):

@@ -39,6 +39,7 @@ from isinglass.cli.common import (
 from isinglass.cli.photos import FOLDER_OPTIONS, MASKS_HELP, Photos
 
 if TYPE_CHECKING:
+    from isinglass.sfm.exchange import Exchanged
     from isinglass.sfm.options import CameraOptions, MapOptions, PairOptions
     from isinglass.sfm.summary import MapSummary
 
@@ -184,6 +185,7 @@ def make(photos: Path, output: Path, as_json: bool, **settings: Any) -> int:
 
 
 _EXPORT = {"h5py": "maps", "pycolmap": "maps"}
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON on stdout.")
 
 
 @click.group(short_help="Write a map for other programs.")
@@ -196,27 +198,28 @@ def export() -> None:
 @click.option("-o", "--output", type=OUTPUT_FOLDER, required=True, help="Folder of the project.")
 @click.option("--photos", type=PHOTOS, help="Folder of the photos, where SOURCE is no map.")
 @click.option("--descriptors", is_flag=True, help="Put SIFT descriptors into the database, too.")
+@_JSON
 @options(*CAMERA_OPTIONS)
-def export_to_colmap(source: Path, output: Path, photos: Path | None, descriptors: bool, **settings: Any) -> int:
+def export_to_colmap(
+    source: Path, output: Path, photos: Path | None, descriptors: bool, as_json: bool, **settings: Any
+) -> int:
     """Write database.db, sparse/0, ... and image-list.txt of SOURCE: a map, or what `match-many` wrote."""
     from isinglass.sfm.exchange import export_colmap
 
     cameras = _camera_options(settings)
     done = export_colmap(source, output, photos=photos, cameras=cameras, descriptors=descriptors)
-    click.echo(f"{done.images} images and {done.pairs} pairs in {done.folder}", err=True)
-    return OK
+    return _show_exchanged(done, as_json)
 
 
 @export.command("hloc", cls=Command, needs=_EXPORT, short_help="Write files of hloc.")
 @click.argument("source", type=PRESENT)
 @click.option("-o", "--output", type=OUTPUT_FOLDER, required=True, help="Folder of the files.")
-def export_to_hloc(source: Path, output: Path) -> int:
+@_JSON
+def export_to_hloc(source: Path, output: Path, as_json: bool) -> int:
     """Write features.h5, matches.h5 and pairs.txt of SOURCE: a map, or a database of COLMAP."""
     from isinglass.sfm.exchange import export_hloc
 
-    done = export_hloc(source, output)
-    click.echo(f"{done.images} images and {done.pairs} pairs in {done.folder}", err=True)
-    return OK
+    return _show_exchanged(export_hloc(source, output), as_json)
 
 
 @export.command("pairs", cls=Command, needs=_EXPORT, short_help="Write the pairs of a COLMAP project.")
@@ -233,6 +236,20 @@ def export_to_pairs(source: Path, output: Path, verified: bool) -> int:
     from isinglass.sfm.exchange import export_pairs
 
     click.echo(f"{export_pairs(source, output, verified=verified)} pairs in {output}", err=True)
+    return OK
+
+
+def _show_exchanged(done: Exchanged, as_json: bool) -> int:
+    """Print what was written, and which files of an earlier export stay beside it; return the exit code."""
+    click.echo(f"{done.images} images and {done.pairs} pairs in {done.folder}", err=True)
+    if done.kept:
+        complain(
+            f"{', '.join(done.kept)} in {str(done.folder)!r}: of an earlier export, changed since, and therefore kept, "
+            "but not of this project. Move it to another folder, or remove it",
+            OK,
+        )
+    if as_json:
+        click.echo(json.dumps({**asdict(done), "folder": str(done.folder)}))
     return OK
 
 

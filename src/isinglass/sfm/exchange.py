@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +29,16 @@ _A_PART = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Exchanged:
-    """How much was written, and where."""
+    """How much was written, and where.
+
+    kept  names of files in the folder that an earlier export wrote, that are not of the project of now, and that were
+          not removed because somebody changed them
+    """
 
     images: int
     pairs: int
     folder: Path
+    kept: list[str] = field(default_factory=list)
 
 
 # ---- in
@@ -140,17 +145,17 @@ def export_hloc(source: PathLike, folder: PathLike) -> Exchanged:
             if not (source / name).is_file():
                 raise InputError(f"there is no {name!r} in {str(source)!r}; expected a map or a database of COLMAP")
     with write_folder(folder) as making:
-        features_path, matches_path = making / "features.h5", making / "matches.h5"
+        features_path, matches_path = making.path / "features.h5", making.path / "matches.h5"
         if source.is_dir():
             _copy_stores(source, features_path, matches_path)
         else:
             import_project(source, features_path, matches_path)
         with MatchStore(matches_path) as matches, FeatureStore(features_path) as features:
             pairs, images = list(matches), len(features)
-        write_pairs(making / "pairs.txt", pairs)
-        for file in making.glob(".*.lock"):
+        write_pairs(making.path / "pairs.txt", pairs)
+        for file in making.path.glob(".*.lock"):
             file.unlink()
-    return Exchanged(images=images, pairs=len(pairs), folder=folder)
+    return Exchanged(images=images, pairs=len(pairs), folder=folder, kept=making.kept)
 
 
 def _copy_stores(source: Path, features_path: Path, matches_path: Path) -> None:
@@ -181,8 +186,9 @@ def export_colmap(
     descriptors  also those of SIFT are put into the database
 
     Images have one number in the database and in all models. What an earlier export wrote into the folder is replaced
-    by the project of now; other files stay. Raises InputError where `source` is no such folder, its model is not of its
-    database, or a file in the way is not ours or was changed; WriteError where files cannot be written.
+    by the project of now; those of its files that somebody has changed and that the project of now lacks are `kept`.
+    Other files stay. Raises InputError where `source` is no such folder, its model is not of its database, or a file in
+    the way is not ours or was changed; WriteError where files cannot be written.
     """
     source, folder = Path(source), Path(folder)
     if not (source / "features.h5").is_file():
@@ -192,7 +198,7 @@ def export_colmap(
         MatchStore(source / "matches.h5") as matches,
         write_folder(folder) as making,
     ):
-        database, pairs = making / "database.db", list(matches)
+        database, pairs = making.path / "database.db", list(matches)
         if (source / "database.db").is_file():
             with Project(source / "database.db") as project:
                 names, pairs, given = project.names, list(project.matched), _by_camera(project)
@@ -205,9 +211,9 @@ def export_colmap(
             names = list(features)
             given = cameras_of(photos, names, cameras or CameraOptions())
         written = write_database(database, features, matches, pairs, given, descriptors=descriptors)
-        _export_models(source, making / "sparse", database)
-        (making / "image-list.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
-    return Exchanged(images=written.images, pairs=written.pairs, folder=folder)
+        _export_models(source, making.path / "sparse", database)
+        (making.path / "image-list.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    return Exchanged(images=written.images, pairs=written.pairs, folder=folder, kept=making.kept)
 
 
 def _copy_database(source: Path, target: Path) -> None:
