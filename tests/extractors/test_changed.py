@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune, weight_norm
 
 from isinglass.extractors.aliked import ALIKED, ALIKEDConfig, Block
 from isinglass.extractors.disk import DISK
@@ -107,9 +107,12 @@ def test_methods_and_blocks_of_aliked_are_run():
     assert not torch.allclose(dense(model), expected)
 
 
-@pytest.mark.parametrize(
-    "part", ["score_head.0", "desc_head.offset_conv.0", "desc_head.offset_conv.1", "desc_head.sf_conv"]
-)
+OFFSETS = "desc_head.offset_conv"
+PARTS_OF_ALIKED = ["score_head", "score_head.0", "block3.conv1.regular_conv", "block4.conv2.regular_conv"]
+PARTS_OF_ALIKED += [OFFSETS, f"{OFFSETS}.0", f"{OFFSETS}.1", "desc_head.sf_conv"]
+
+
+@pytest.mark.parametrize("part", PARTS_OF_ALIKED)
 def test_layers_of_aliked_that_are_rearranged_run_where_they_are_hooked(part):
     """First a hook that does nothing, which the numbers must survive; then one that does something."""
     model = network(ALIKED)
@@ -128,7 +131,44 @@ def test_layers_of_aliked_that_are_rearranged_run_where_they_are_hooked(part):
     assert expected.isfinite().all()
 
 
-def test_the_last_layer_of_disk_runs_where_it_is_hooked():
+@pytest.mark.parametrize("part", [*PARTS_OF_ALIKED, "block3.conv1", "desc_head"])
+def test_any_part_of_aliked_may_stand_in_a_wrapper(part):
+    """As adapters such as LoRA put themselves around a layer."""
+    model = network(ALIKED)
+    with torch.inference_mode():
+        before = model.extract(IMAGE)
+        parent, _, leaf = part.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, Around(model.get_submodule(part)))
+        model.get_submodule(part).factor = 1.0
+        torch.testing.assert_close(model.extract(IMAGE).scores, before.scores, atol=2e-4, rtol=1e-3)
+        model.get_submodule(part).factor = 50.0
+        assert not torch.allclose(model.extract(IMAGE).descriptors, before.descriptors, atol=1e-3)
+
+
+class Around(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.factor = inner, 1.0
+
+    def forward(self, *given):
+        return (self.inner(*given) - 0.01) * self.factor + 0.01
+
+
+@pytest.mark.parametrize("weight_of", [prune.identity, weight_norm])
+def test_weights_that_hooks_make_anew_are_those_of_now(weight_of):
+    """Pruning and the old weight_norm set `weight` in a hook before `forward`, so that it is stale until then."""
+    model = network(ALIKED)
+    expected = network(ALIKED)
+    conv = model.block3.conv1.regular_conv
+    weight_of(conv, "weight")
+    with torch.no_grad():
+        (conv.weight_orig if hasattr(conv, "weight_orig") else conv.weight_g).mul_(3)
+        expected.block3.conv1.regular_conv.weight.mul_(3)
+    torch.testing.assert_close(dense(model), dense(expected), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("part", ["unet.path_up.3.conv", "unet.path_up.3.conv.3"])
+def test_the_last_layer_of_disk_runs_where_it_is_hooked(part):
     model, factor, pixels = network(DISK), [1.0], torch.tensor([[0, 0], [50, 30], [95, 63]])
 
     def all_of(model):
@@ -137,7 +177,7 @@ def test_the_last_layer_of_disk_runs_where_it_is_hooked():
 
     with torch.inference_mode():
         before = all_of(model)
-        model.unet.path_up[3].conv[3].register_forward_hook(lambda module, given, result: (result + 1) * factor[0] - 1)
+        model.get_submodule(part).register_forward_hook(lambda module, given, result: (result + 1) * factor[0] - 1)
         torch.testing.assert_close(all_of(model), before, atol=2e-3, rtol=1e-3)
         factor[0] = 1.5
         assert not torch.allclose(all_of(model), before, atol=1e-2)

@@ -200,6 +200,21 @@ def test_a_changed_lightglue_runs_what_it_says(change):
         model.match(*PAIRS[0])
 
 
+def test_a_head_with_its_own_match_runs_it():
+    class OtherMatch(Assignment):
+        def match(self, x0_MD, x1_ND, threshold):
+            indices, scores = super().match(x0_MD, x1_ND, threshold)
+            return indices, scores / 4
+
+    model = model_of(LIGHTGLUE)
+    before = model.match(*PAIRS[0])
+    for head in model.assignments:
+        head.__class__ = OtherMatch
+    found = model.match(*PAIRS[0])
+    assert torch.equal(found.indices, before.indices)
+    torch.testing.assert_close(found.scores, before.scores / 4, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("kind", [OtherForward, OtherPredict])
 def test_a_subclass_with_its_own_forward_runs_it(kind):
     model = model_of(LIGHTGLUE, kind)
@@ -298,6 +313,19 @@ def no_norm(model):
     model.keypoint_encoder[1] = nn.Identity()
 
 
+def hook_on_a_norm(model):
+    model.layers[1].mlp[1].register_forward_hook(lambda module, given, result: result * 3)
+
+
+def other_norm(model):
+    model.layers[1].mlp[1].__class__ = OtherNorm
+
+
+class OtherNorm(nn.BatchNorm1d):
+    def forward(self, input):
+        return super().forward(input).abs()
+
+
 def hook_on_the_projection(model):
     model.final_projection.register_forward_hook(lambda module, given, result: result * 3)
 
@@ -312,7 +340,16 @@ def other_assignment(model):
 
 @pytest.mark.parametrize(
     "change",
-    [other_propagation, other_relu, no_norm, hook_on_the_projection, hook_on_the_encoder, other_assignment],
+    [
+        other_propagation,
+        other_relu,
+        no_norm,
+        hook_on_a_norm,
+        other_norm,
+        hook_on_the_projection,
+        hook_on_the_encoder,
+        other_assignment,
+    ],
 )
 def test_a_changed_superglue_runs_what_it_says(change):
     plain = model_of(SUPERGLUE)

@@ -34,7 +34,7 @@ from isinglass.weights import Pretrained
 
 STRIDE = 32  # px of the coarsest map
 TEMPERATURE = 0.1  # of DKD's softmax, as published
-OFFSET_LAYERS = (nn.Sequential, nn.Conv2d, nn.SELU, nn.Conv2d)  # of SDDH
+OFFSET_LAYERS = (nn.Conv2d, nn.SELU, nn.Conv2d)  # of SDDH
 CHUNK = 256  # keypoints described at once, so that what they read stays in the cache
 
 
@@ -81,7 +81,8 @@ class DeformableConv(nn.Module):
         """(B, outputs, H, W). A tap moves by at most a quarter of the map's longer side."""
         limit_px = max(x_BCHW.shape[2:]) / 4
         offsets = self.offset_conv(x_BCHW).clamp(-limit_px, limit_px)
-        return deformable_conv3x3(x_BCHW, offsets, self.regular_conv.weight)
+        conv = self.regular_conv
+        return deformable_conv3x3(x_BCHW, offsets, conv.weight if is_exactly(conv, nn.Conv2d) else conv)
 
 
 class Block(nn.Module):
@@ -175,7 +176,8 @@ class SDDH(nn.Module):
         last = torch.tensor([pyramid.width - 3, pyramid.height - 3], device=points_K2.device)
         corners_K2 = points_K2.to(torch.int64).clamp(min=1).minimum(last) - 1
         windows_K9C = F.normalize(torch.cat(pyramid.squares(corners_K2, 3), dim=2), dim=2)
-        if all(map(is_exactly, (self.offset_conv, *self.offset_conv), OFFSET_LAYERS)):
+        conv = self.offset_conv
+        if is_exactly(conv, nn.Sequential) and all(map(is_exactly, conv, OFFSET_LAYERS)):
             (weight1, bias1), (weight2, bias2) = (
                 (self.get_parameter(f"offset_conv.{i}.weight"), self.get_parameter(f"offset_conv.{i}.bias"))
                 for i in (0, 2)
@@ -183,7 +185,7 @@ class SDDH(nn.Module):
             hidden = F.selu(product(windows_K9C.flatten(1), weight1.permute(0, 2, 3, 1).flatten(1)) + bias1)
             offsets = F.linear(hidden, weight2.flatten(1), bias2)
         else:
-            offsets = self.offset_conv(windows_K9C.mT.unflatten(2, (3, 3))).flatten(1)
+            offsets = conv(windows_K9C.mT.unflatten(2, (3, 3))).flatten(1)
         limit_px = max(pyramid.width, pyramid.height) / 4
         return offsets.clamp(-limit_px, limit_px).unflatten(1, (2, -1)).mT
 
@@ -238,16 +240,16 @@ class ALIKED(Pretrained, nn.Module):
 
     def _scores(self, maps: Sequence[Tensor]) -> Tensor:
         """The score map head (III-C), (B, 1, H, W)."""
-        if not is_exactly(self.score_head[0], nn.Conv2d):  # what replaced it may not commute with upsampling
+        head = self.score_head
+        if not (is_exactly(head, nn.Sequential) and is_exactly(head[0], nn.Conv2d)):  # may not commute with upsampling
             full = {"size": maps[0].shape[2:], "mode": "bilinear", "align_corners": True}
             upsampled = [maps[0], *(F.interpolate(level, **full) for level in maps[1:])]
-            return self.score_head(torch.cat(upsampled, dim=1)).float().sigmoid()
-        weights = self.score_head.get_parameter("0.weight").chunk(4, dim=1)
+            return head(torch.cat(upsampled, dim=1)).float().sigmoid()
+        weights = head.get_parameter("0.weight").chunk(4, dim=1)
         x_BCHW, *coarser = (F.conv2d(level, weight) for level, weight in zip(maps, weights, strict=True))
         for part in coarser:
             x_BCHW += F.interpolate(part, size=x_BCHW.shape[2:], mode="bilinear", align_corners=True)
-        x_BCHW = self.score_head[1:](x_BCHW)
-        return x_BCHW.float().sigmoid()
+        return head[1:](x_BCHW).float().sigmoid()
 
     def detect(self, scores_HW: Tensor, mask_HW: Tensor | None = None) -> Tensor:
         """Keypoints (K, 2) px in a score map, differentiable in it (DKD, III-C).

@@ -32,7 +32,8 @@ STRIDE = 16  # px of the coarsest map
 KERNEL = 5  # px, of all convolutions
 DOWN = (16, 32, 64, 64, 64)  # channels on the way down
 UP = (64, 64, 64, 128 + 1)  # and up: at last the descriptor's, and the score
-HEAD = "unet.path_up.3.conv.3"  # the last convolution
+LAST = "unet.path_up.3.conv"
+HEAD = f"{LAST}.3"  # the last convolution
 CHUNK = 256  # keypoints described at once, so that what they read stays in the cache
 
 
@@ -90,8 +91,8 @@ class UNet(nn.Module):
         channels_up = zip((DOWN[-1], *UP[:-1]), DOWN[-2::-1], UP, strict=True)
         self.path_up = nn.ModuleList([Up(*channels) for channels in channels_up])
 
-    def forward(self, images_B3HW: Tensor) -> Tensor:
-        """(B, 80, H, W), of images whose H and W are multiples of 16."""
+    def forward(self, images_B3HW: Tensor, *, convolve: bool = False) -> Tensor:
+        """(B, 80, H, W) of images whose H and W are multiples of 16, or what the last convolution makes of that."""
         maps = [images_B3HW]
         for down in self.path_down:
             maps.append(down(maps[-1]))
@@ -99,7 +100,7 @@ class UNet(nn.Module):
         *inner, last = self.path_up
         for up in inner:
             x_BCHW = up(x_BCHW, maps.pop())
-        return last(x_BCHW, maps.pop(), convolve=False)
+        return last(x_BCHW, maps.pop(), convolve=convolve)
 
 
 class DISK(Pretrained, nn.Module):
@@ -121,25 +122,30 @@ class DISK(Pretrained, nn.Module):
         return Signature(extractor=self.weights_name, weights=self.weights_id)
 
     def forward(self, images_B3HW: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores (B, H, W), and what the last convolution reads of the padded images, (B, 80, H', W')."""
+        """Scores (B, H, W), and what `describe` reads of the padded images: (B, 80, H', W'), or all descriptors."""
         height, width = images_B3HW.shape[2:]
-        context_BCHW = self.unet(F.pad(images_B3HW, (0, -width % STRIDE, 0, -height % STRIDE)))
-        if not is_exactly(self.get_submodule(HEAD), nn.Conv2d):
-            return self.get_submodule(HEAD)(context_BCHW)[:, -1, :height, :width], context_BCHW
+        padded = F.pad(images_B3HW, (0, -width % STRIDE, 0, -height % STRIDE))
+        if not self._may_be_split():
+            outputs_BCHW = self.unet(padded, convolve=True)
+            return outputs_BCHW[:, -1, :height, :width], outputs_BCHW[:, :-1]
+        context_BCHW = self.unet(padded)
         weight, bias = self.get_parameter(f"{HEAD}.weight")[-1], self.get_parameter(f"{HEAD}.bias")[-1]
         # A convolution to one output: first over the channels, then over the window, which is several times faster.
         taps_BTP = weight.flatten(1).flip(1).T @ context_BCHW.flatten(2)
         scores_B1HW = F.fold(taps_BTP, context_BCHW.shape[2:], KERNEL, padding=KERNEL // 2) + bias
         return scores_B1HW[:, 0, :height, :width], context_BCHW
 
+    def _may_be_split(self) -> bool:
+        """Whether the last convolution is one, so that it may be evaluated in parts."""
+        return is_exactly(self.get_submodule(LAST), nn.Sequential) and is_exactly(self.get_submodule(HEAD), nn.Conv2d)
+
     def describe(self, context: Tensor | Gate, pixels_K2: Tensor) -> Tensor:
         """Descriptors (K, 128) of unit length: the last convolution's other outputs, at those pixels (int64).
 
-        `context` is what that convolution reads, of one padded image: (80, H', W'), or what gives pixels of it.
+        `context` is what `forward` gives beside the scores, of one image, or what gives pixels of it.
         """
-        if isinstance(context, Tensor) and not is_exactly(self.get_submodule(HEAD), nn.Conv2d):
-            outputs_CHW = self.get_submodule(HEAD)(context[None])[0, :-1]
-            return F.normalize(outputs_CHW[:, pixels_K2[:, 1], pixels_K2[:, 0]].T, dim=1)
+        if isinstance(context, Tensor) and not self._may_be_split():
+            return F.normalize(context[:, pixels_K2[:, 1], pixels_K2[:, 0]].T, dim=1)
         if isinstance(context, Tensor):
             rows_RC = context.permute(1, 2, 0).reshape(-1, context.shape[0])
             (height, width), at = context.shape[1:], lambda index: F.embedding(index, rows_RC)

@@ -205,8 +205,11 @@ class LightGlue(Pretrained, nn.Module):
                 buffer.state_T = self.layers[i](buffer.state_T, Rotation(*buffer.constant_T), layout)
 
         def assigned(i: int, x0_MD: Tensor, x1_ND: Tensor) -> tuple[Tensor, Tensor]:
+            head = self.assignments[i]
+            if isinstance(head, Assignment) and is_replaced(head, Assignment, ("match",), hooks=False):
+                return head.match(x0_MD, x1_ND, self.config.filter_threshold)
             with torch.autocast(like.device.type, enabled=False):
-                log_assignment_1MN, *_ = self.assignments[i](x0_MD[None], x1_ND[None])
+                log_assignment_1MN, *_ = head(x0_MD[None], x1_ND[None])
             indices_1M, scores_1M = mutual_matches(log_assignment_1MN, self.config.filter_threshold)
             return indices_1M[0], scores_1M[0]
 

@@ -20,7 +20,7 @@ from isinglass.errors import InputError
 from isinglass.matchers.execution import Views, execution_of, mixed_precision
 from isinglass.matchers.recorded import RecordedSuperGlue, SuperGlueParts, match_alike
 from isinglass.numbers import MOST_CHANNELS, check_numbers
-from isinglass.ops.anatomy import is_replaced
+from isinglass.ops.anatomy import is_exactly, is_replaced
 from isinglass.ops.assignment import log_sinkhorn, mutual_matches, sinkhorn_matches
 from isinglass.ops.attention import Dense, Layout, Packed
 from isinglass.ops.linear import Affine, rows_product
@@ -315,11 +315,11 @@ def _positions(keypoints: Tensor, size: Tensor) -> Tensor:
 
 
 def _batch_norm(norm: nn.BatchNorm1d, x: Tensor, sample: Sample) -> Tensor:
-    """Batch normalisation of tokens (..., C), the token axes taken as one."""
+    """Batch normalisation of tokens (..., C), the token axes taken as one; of a changed `norm` in its own mode."""
     tokens = x.reshape(-1, x.shape[-1])
-    if sample is None:
+    if sample is None and is_exactly(norm, nn.BatchNorm1d):
         y = F.batch_norm(tokens, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
-    elif isinstance(sample, slice):
+    elif sample is None or isinstance(sample, slice):
         y = norm(tokens)
     else:
         y = torch.zeros_like(tokens).index_copy(0, sample, norm(tokens.index_select(0, sample)))

@@ -88,9 +88,9 @@ def is_exactly(module: nn.Module, kind: type[nn.Module]) -> bool:
     return _touched_instance(module) is None and _is_own(kind, "forward") and _odd_tensors(module) is None
 
 
-def is_replaced(network: nn.Module, kind: type[nn.Module], methods: Iterable[str]) -> bool:
-    """Whether a network has other methods of these names than `kind` was written with, or forward hooks."""
-    if network._forward_hooks or network._forward_pre_hooks:
+def is_replaced(network: nn.Module, kind: type[nn.Module], methods: Iterable[str], *, hooks: bool = True) -> bool:
+    """Whether a network has other methods of these names than `kind` was written with, or (`hooks`) forward hooks."""
+    if hooks and (network._forward_hooks or network._forward_pre_hooks):
         return True
     return any(
         name in vars(network) or not _is_written_in(getattr(type(network), name), kind, name) for name in methods

@@ -7,6 +7,7 @@ Points are (x, y) px, (0, 0) = centre of the top-left pixel.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -51,11 +52,12 @@ def weighted_rows(rows_RC: Tensor, index_PT: Tensor, weights_PT: Tensor) -> Tens
     return F.embedding_bag(index_PT, rows_RC, per_sample_weights=weights_PT.to(rows_RC.dtype), mode="sum")
 
 
-def deformable_conv3x3(x_BCHW: Tensor, offsets: Tensor, weight_OC33: Tensor) -> Tensor:
+def deformable_conv3x3(x_BCHW: Tensor, offsets: Tensor, conv: Tensor | Callable[[Tensor], Tensor]) -> Tensor:
     """(B, O, H, W): a 3 x 3 convolution, each of whose nine taps is moved, at each pixel, by an offset of its own.
 
     Deformable Convolutional Networks (Dai et al., ICCV 2017), eq. 2 and 3; stride 1, no bias, 0 outside the map.
-    `offsets` (B, 18, H, W) px holds (dy, dx) of each tap, the taps in raster order.
+    `offsets` (B, 18, H, W) px holds (dy, dx) of each tap, the taps in raster order. `conv` is the weight (O, C, 3, 3),
+    or any module that takes maps (P, C, 3, 3) as a padded 3 x 3 convolution does: what it makes of their middle counts.
     """
     batch, channels, height, width = x_BCHW.shape
     device, dtype = x_BCHW.device, torch.promote_types(x_BCHW.dtype, torch.float32)
@@ -68,10 +70,15 @@ def deformable_conv3x3(x_BCHW: Tensor, offsets: Tensor, weight_OC33: Tensor) -> 
         first_row = torch.arange(batch, device=device, dtype=index.dtype) * (height * width)
         index = index + first_row.repeat_interleave(height * width)[:, None, None]
     rows = x_BCHW.permute(0, 2, 3, 1).reshape(-1, channels)
-    weight = weight_OC33.permute(0, 2, 3, 1).flatten(1)
+
+    def convolved(read_RC: Tensor) -> Tensor:
+        if isinstance(conv, Tensor):
+            return product(read_RC.view(-1, 9 * channels), conv.permute(0, 2, 3, 1).flatten(1))
+        return conv(read_RC.view(-1, 3, 3, channels).permute(0, 3, 1, 2))[:, :, 1, 1]
+
     size = CHUNK * torch.get_num_threads()
     chunks = [
-        product(weighted_rows(rows, taps.flatten(0, 1), shares.flatten(0, 1)).view(-1, 9 * channels), weight)
+        convolved(weighted_rows(rows, taps.flatten(0, 1), shares.flatten(0, 1)))
         for taps, shares in zip(index.split(size), weights.split(size), strict=True)
     ]
     return torch.cat(chunks).view(batch, height, width, -1).permute(0, 3, 1, 2)
