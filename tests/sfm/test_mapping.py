@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -140,6 +142,38 @@ def test_what_was_lost_is_made_again(setup):
     assert summary.models[0].images == 7
     with Project(setup.folder / "database.db") as project:
         assert len(project.inliers) == 21
+
+
+@pytest.mark.parametrize(
+    ("change", "kept"),
+    [
+        ("DELETE FROM images WHERE image_id = 3", 4),
+        ("UPDATE images SET name = 'other.png' WHERE image_id = 3", 4),
+        ("DELETE FROM matches WHERE rowid % 2", 4),
+        ("UPDATE keypoints SET rows = rows - 1, data = substr(data, 1, length(data) - 4 * cols)", 4),
+        ("UPDATE two_view_geometries SET config = 1, rows = 0, data = NULL WHERE rowid % 2", 6),
+        (None, 4),
+    ],
+)
+def test_a_model_is_never_that_of_another_database(setup, change, kept):
+    """What is not as it was made is made again; where only geometries differ, the model of these is made."""
+    first = setup.make()
+    if change is None:
+        (setup.folder / "database.db").unlink()
+    else:
+        with closing(sqlite3.connect(setup.folder / "database.db")) as database:
+            database.execute(change)
+            database.commit()
+    summary = setup.make()
+    assert summary.reused == list(mapping.STAGES[:kept])
+    with Project(setup.folder / "database.db") as project:
+        assert (summary.verified, summary.inliers) == (
+            sum(count > 0 for count in project.inliers.values()), sum(project.inliers.values())
+        )  # fmt: skip
+    if kept == 4:
+        assert summary.models[0].registered == setup.scene.names
+        assert (summary.verified, summary.inliers) == (first.verified, first.inliers)
+    assert setup.make().reused[:7] == list(mapping.STAGES[:7])
 
 
 @pytest.mark.parametrize("stage", ["extract", "retrieval", "match", "verify", "reconstruct"])

@@ -13,13 +13,12 @@ import numpy as np
 
 from isinglass.errors import InputError
 from isinglass.images import Header, read_header
-from isinglass.sfm.options import CameraOptions, pycolmap_module
+from isinglass.sfm.options import GUESSED_FOCAL, CameraOptions, pycolmap_module
 
 if TYPE_CHECKING:
     from isinglass.files import PathLike
 
 Size = tuple[int, int]  # (width, height) px
-_GUESSED_FOCAL = 1.2  # of the long side, as COLMAP guesses it
 _OFF_CENTRE = 0.2  # share of a side that a principal point is off the centre where the size is another one
 _FISHEYE_FOCAL = 0.5  # of the long side: an equidistant lens that sees 115 degrees along it
 
@@ -141,7 +140,7 @@ def _camera(header: Header, options: CameraOptions) -> Any:
     width, height = header.size
     focal_px = header.exif.focal_px(header.size)
     camera = pycolmap_module().Camera.create_from_model_name(
-        0, options.model, _GUESSED_FOCAL * max(width, height) if focal_px is None else focal_px, width, height
+        0, options.model, GUESSED_FOCAL * max(width, height) if focal_px is None else focal_px, width, height
     )
     camera.has_prior_focal_length = focal_px is not None
     return camera

@@ -6,7 +6,9 @@ to keypoints and to principal points. A model's own points and poses need none o
 
 from __future__ import annotations
 
+import hashlib
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -28,6 +30,12 @@ _SQLITE = b"SQLite format 3\x00"
 _VERSION_AT = 60  # byte of the file that COLMAP keeps its version at, as a big-endian number of four bytes
 _BESIDE = ("-wal", "-shm")  # the log of changes, which is gone when the file is closed, and its index
 _SAME_PX = 1e-3
+MADE = (  # for `contents_of`: what `write_database` writes, cameras aside
+    "SELECT image_id, name FROM images ORDER BY image_id",
+    "SELECT image_id, rows FROM keypoints ORDER BY image_id",
+    "SELECT pair_id, rows FROM matches ORDER BY pair_id",
+)
+VERIFIED = ("SELECT pair_id, rows, config FROM two_view_geometries ORDER BY pair_id",)
 
 
 # ---- writing
@@ -88,6 +96,22 @@ def remove_database(path: PathLike) -> None:
     path = Path(path)
     for suffix in (*_BESIDE, ""):  # a log without its file would be taken for that of the next one
         path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def contents_of(path: PathLike, *queries: str) -> str:
+    """Return a hash of what queries find in a database: names, numbers and counts, not the long rows themselves.
+
+    "damaged" for a file that is missing or cannot be read.
+    """
+    hashed = hashlib.sha256()
+    try:
+        with closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=rw", uri=True)) as database:
+            for query in queries:
+                for row in database.execute(query):
+                    hashed.update(repr(row).encode())
+    except sqlite3.Error:
+        return "damaged"
+    return hashed.hexdigest()
 
 
 def _log_of(path: Path) -> Path:

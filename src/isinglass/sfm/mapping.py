@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -33,10 +34,11 @@ from isinglass.pipeline import pipeline_of as pipeline_of_options
 from isinglass.sfm.alignment import keep_frame
 from isinglass.sfm.cameras import find_cameras
 from isinglass.sfm.choice import choose_pairs, drop_hopeless
-from isinglass.sfm.colmap import remove_database, write_database
+from isinglass.sfm.colmap import MADE, VERIFIED, contents_of, remove_database, write_database
 from isinglass.sfm.colmap_log import distinct, listen
 from isinglass.sfm.computing import Computing, Here
 from isinglass.sfm.extraction import feature_settings
+from isinglass.sfm.focal import LEAST_PLACED, copy_without_priors, explain_false_priors, priors_in, priors_of
 from isinglass.sfm.map_folder import SCHEMA, is_model, options_of
 from isinglass.sfm.matching import matching_settings
 from isinglass.sfm.options import MapOptions, check_rotation
@@ -51,6 +53,7 @@ from isinglass.sfm.turns import explain_turned, find_turned
 from isinglass.sfm.verification import verify
 
 Tell = Callable[[str, int, int], None]  # stage, done, of
+_WITHOUT_PRIORS = ".without-priors"  # folder of a second try
 STAGES = ("extract", "retrieval", "pairs", "match", "database", "verify", "reconstruct", "page")
 
 
@@ -101,6 +104,7 @@ class _Making:
         self.usable: list[str] = []  # of names, those that have features
         self.features_key = ""
         self.custom = custom_parts(pipeline)
+        self._limits = {"max_error_px": options.max_error_px, "least_inliers": options.least_inliers}
 
     def run(self, computing: Computing) -> MapSummary:
         """All stages."""
@@ -111,8 +115,8 @@ class _Making:
         pairs = self.pairs(with_retrieval)
         matched = self.match(pairs, computing)
         database = self.database(pairs, matched)
-        verified = self.verify(database)
-        models = self.reconstruct(database)
+        self.verify(database)
+        made = self.reconstruct(database)
         summary = MapSummary(
             photos=len(self.names) + len(self.listing.problems),
             left_out=self.listing.left_out,
@@ -122,9 +126,9 @@ class _Making:
             frame=self.frame,
             pairs=len(pairs),
             matched=database["pairs"],
-            verified=verified["verified"],
-            inliers=verified["inliers"],
-            models=[report_of(self.folder / "model" / (str(i) if i else "")) for i in range(models)],
+            verified=made["verified"],
+            inliers=made["inliers"],
+            models=[report_of(self.folder / "model" / (str(i) if i else "")) for i in range(made["models"])],
             unregistered=[],
             reason="",
             seconds={stage.name: stage.seconds for stage in self.stages.finished},
@@ -233,54 +237,104 @@ class _Making:
             matches = MatchStore(self.folder / "matches.h5", self.pipeline.extractor.signature)
             written = write_database(path, self.store, matches, pairs, cameras.groups)
             about = {"problems": cameras.problems, "notes": cameras.notes}
-            return {**asdict(written), **about, "made": time.time_ns(), "key": key}
+            if self.options.cameras.params is None:
+                about["priors"] = priors_of([camera for camera, _ in cameras.groups])
+            return {
+                **asdict(written),
+                **about,
+                "made": time.time_ns(),
+                "key": key,
+                "contents": contents_of(path, *MADE),
+            }
+
+        def is_whole(result: dict[str, Any]) -> bool:
+            return result.get("contents", "") in ("", contents_of(path, *MADE))
 
         key = key_of(self.features_key, matched, asdict(self.options.cameras))
-        result = self.stages.run("database", key, [path], work).result
+        result = self.stages.run("database", key, [path], work, is_whole).result
         self.problems |= result.get("problems", {})
         self.usable = [name for name in self.usable if name not in self.problems]
         self.notes += result.get("notes", [])
         return result
 
-    def verify(self, database: dict[str, Any]) -> dict[str, Any]:
+    def verify(self, database: dict[str, Any]) -> None:
         """The two-view geometry of each pair, in COLMAP's database."""
-        limits = {"max_error_px": self.options.max_error_px, "least_inliers": self.options.least_inliers}
 
         def work() -> dict[str, Any]:
             with listen() as heard:
-                verified = verify(self.folder / "database.db", **limits, tell=self._tell("verify"))
+                verified = verify(self.folder / "database.db", **self._limits, tell=self._tell("verify"))
             return {**asdict(verified), "heard": heard}
 
-        result = self.stages.run("verify", key_of(database["key"], database["made"], limits), [], work).result
+        result = self.stages.run("verify", key_of(database["key"], database["made"], self._limits), [], work).result
         self.heard += result.get("heard", [])
-        return result
 
-    def reconstruct(self, database: dict[str, Any]) -> int:
-        """How many models there are."""
-        options, model = self.options, self.folder / "model"
+    def reconstruct(self, database: dict[str, Any]) -> dict[str, Any]:
+        """Make the models; return how many `models` there are, and how many pairs of the database are `verified`.
+
+        Verification finds nothing left to do here, but for a run that was killed as it changed databases.
+        """
+        options, path = self.options, self.folder / "database.db"
 
         def work() -> dict[str, Any]:
-            frame: list[str] = []
-            earlier = _models_in(model)
-            with listen() as heard:
-                made = reconstruct(
-                    self.folder / "database.db",
-                    self.photos,
-                    model,
-                    mapper=options.mapper,
-                    refine=options.cameras.refined,
-                    adjust=lambda models: frame.append(keep_frame(models, earlier)),
-                    tell=self._tell("reconstruct"),
-                )
-            return {"models": len(made), "heard": heard, "frame": frame[0]}
+            shutil.rmtree(self.folder / _WITHOUT_PRIORS, ignore_errors=True)  # of a run that was killed
+            earlier = _models_in(self.folder / "model")
+            made = self._models(path, self.folder / "model", earlier)
+            priors = database.get("priors", [])
+            if priors and made["placed"] < LEAST_PLACED * len(self.usable):
+                made = self._without_priors(made, earlier)
+            about = {**asdict(verify(path, **self._limits)), "contents": contents_of(path, *MADE, *VERIFIED)}
+            if priors and not priors_in(path):
+                about["notes"] = [explain_false_priors(priors, made["placed"], len(self.usable))]
+            return {**made, **about}
 
-        key = key_of(
-            database["key"], options.max_error_px, options.least_inliers, options.mapper, options.cameras.refined
-        )
-        result = self.stages.run("reconstruct", key, [model], work).result
-        self.heard += result.get("heard", [])
-        self.frame = result.get("frame", "")
-        return result["models"]
+        def is_whole(result: dict[str, Any]) -> bool:
+            return result.get("contents", "") in ("", contents_of(path, *MADE, *VERIFIED))
+
+        key = key_of(database["key"], database["made"], self._limits, options.mapper, options.cameras.refined)
+        result = self.stages.run("reconstruct", key, [self.folder / "model"], work, is_whole).result
+        self.heard += result["heard"]
+        self.frame = result["frame"]
+        self.notes += result.get("notes", [])
+        return result
+
+    def _models(self, database: Path, model: Path, earlier: Sequence[Any]) -> dict[str, Any]:
+        """Make models of a database in the frame of `earlier` ones; return how many, and photos in the largest."""
+        frame: list[str] = []
+        placed: list[int] = []
+
+        def adjust(models: Sequence[Any]) -> None:
+            frame.append(keep_frame(models, earlier))
+            placed.extend(model.num_reg_images() for model in models)
+
+        with listen() as heard:
+            made = reconstruct(
+                database,
+                self.photos,
+                model,
+                mapper=self.options.mapper,
+                refine=self.options.cameras.refined,
+                adjust=adjust,
+                tell=self._tell("reconstruct"),
+            )
+        return {"models": len(made), "placed": max(placed, default=0), "heard": heard, "frame": frame[0]}
+
+    def _without_priors(self, made: dict[str, Any], earlier: Sequence[Any]) -> dict[str, Any]:
+        """Try again without the focal lengths of EXIF; where that places more photos, its database and models stay."""
+        folder = self.folder / _WITHOUT_PRIORS
+        folder.mkdir()
+        try:
+            copy_without_priors(self.folder / "database.db", folder / "database.db")
+            verify(folder / "database.db", **self._limits, tell=self._tell("verify"))
+            better = self._models(folder / "database.db", folder / "model", earlier)
+            if better["placed"] <= made["placed"]:
+                return made
+            remove_database(self.folder / "database.db")
+            (folder / "database.db").replace(self.folder / "database.db")
+            shutil.rmtree(self.folder / "model")
+            (folder / "model").replace(self.folder / "model")
+            return better
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def page(self, summary: MapSummary) -> None:
         """index.html."""

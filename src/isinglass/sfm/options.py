@@ -17,6 +17,7 @@ How = Literal["auto", "exhaustive", "sequential", "spatial", "retrieval", "covis
 WAYS = ("auto", "exhaustive", "sequential", "spatial", "retrieval", "covisible", "file")
 Mapper = Literal["hybrid", "incremental", "global"]
 MAPPERS = ("hybrid", "incremental", "global")
+GUESSED_FOCAL = 1.2  # of the long side, as COLMAP guesses it
 LEAST_INLIERS = 40  # learnt matchers give 20 to 30 that agree with some geometry where nothing overlaps
 
 
