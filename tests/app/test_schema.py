@@ -16,6 +16,7 @@ from schemathesis.specs.openapi.checks import (
 
 from asked_server import SMALL, photos, running
 from isinglass.app.answers import MatchAnswer
+from isinglass.app.choices import OPTIONS
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 FEW = settings(max_examples=8, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
@@ -82,7 +83,7 @@ def test_real_photos_with_whatever_fields_are_matched_or_refused_in_words(server
     @settings(FEW, max_examples=12)
     @given(case=schema["/match"]["POST"].as_strategy(generation_mode=GenerationMode.POSITIVE))
     def ask(case):
-        free = ("geometry", "min_distance", "adaptive", "filter_threshold", "ratio", "rotation", "precision")
+        free = ("geometry", *sorted(set(OPTIONS) - set(SMALL)))
         fields = {name: value for name, value in case.body.items() if name in free}
         response = server.match(photos(), **{**fields, **SMALL, "matcher": case.body.get("matcher", SMALL["matcher"])})
         statuses.append(response.status_code)

@@ -1,6 +1,9 @@
 """The server, asked over real HTTP: the same matches as in Python, jobs of every kind, and notes on what is normal."""
 
 import io
+import re
+from dataclasses import fields
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
@@ -8,9 +11,11 @@ from PIL import Image
 
 from asked_server import drawing, encoded, expect, photos, running
 from isinglass.app.answers import MatchAnswer
+from isinglass.app.choices import OPTIONS
 from isinglass.files import verify_json
 from isinglass.files.single import load_matches
 from isinglass.inspection.payload import unpack
+from isinglass.options import Options
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +73,52 @@ def test_options_are_heard(server):
     nearest = server.match(photos(), matcher="nearest", ratio="0.8", filter_threshold="").json()
     assert len(nearest["pairs"]) == len(expect(matcher="nearest", ratio=0.8).scores)
     assert nearest["num_layers"] is None
+
+
+# Options that requests cannot set, and why. A new option is either set by requests or has its reason here.
+NOT_IN_THE_APP = {
+    "resize_side": "the limit of `resize` is one of the long side",
+    "tile": "no photo is extracted at more px than one tile may have",
+    "tile_overlap": "as tile",
+    "memory_mb": "the memory is the server's",
+    "device": "the server's, by its settings",
+    "accept_licence": "whoever runs the server accepts licences",
+}
+
+
+def test_every_option_is_in_the_form_and_on_the_page_or_left_out_for_a_reason(server):
+    everything = {field.name for field in fields(Options)}
+    assert not set(OPTIONS) & set(NOT_IN_THE_APP)
+    assert {*OPTIONS, *NOT_IN_THE_APP} == everything
+    content = server.get("/openapi.json").json()["paths"]["/match"]["post"]["requestBody"]["content"]
+    described = content["multipart/form-data"]["schema"]["properties"]
+    assert everything & set(described) == set(OPTIONS)
+    script = server.get("/static/options.js").text
+    table = script[script.index("const FIELDS") : script.index("  };")]
+    assert everything & set(re.findall(r"^    (\w+): \{", table, re.MULTILINE)) == set(OPTIONS)
+    hints = get_type_hints(Options)
+    for name in OPTIONS:
+        if get_origin(hints[name]) is Literal:  # all that Python may be given, and nothing else
+            assert set(described[name]["enum"]) == set(get_args(hints[name])), name
+            row = table[table.index(f"    {name}: {{") :].partition("\n    },")[0]
+            assert set(re.findall(r'\["(\w+)", "', row)) == set(get_args(hints[name])), name
+
+
+def test_stretch_and_execution_are_heard(server):
+    dark = tuple(encoded(Image.fromarray(np.asarray(drawing().convert("L")).astype(np.uint16) * 8)) for _ in "01")
+    stretched, dim = (server.match(dark, stretch=stretch).json() for stretch in ("auto", "none"))
+    assert (stretched["options"]["stretch"], dim["options"]["stretch"]) == ("auto", "none")
+    assert len(stretched["keypoints"][0]) > 2 * len(dim["keypoints"][0])
+    plain, fused = (server.match(photos(), execution=execution) for execution in ("plain", "fused"))
+    assert (plain.json()["options"]["execution"], fused.json()["options"]["execution"]) == ("plain", "fused")
+    assert len(plain.json()["pairs"]) > 20
+    nearest = server.match(photos(), matcher="nearest", execution="fused")
+    assert nearest.status_code == 422 and "which 'nearest' has not" in nearest.json()["detail"]
+
+
+def test_a_comparison_with_nearest_does_not_take_the_execution_of_the_first(server):
+    compared = server.result(server.submit(photos(), kind="compare", execution="fused", other_matcher="nearest"))
+    assert compared["kind"] == "compare"
 
 
 def test_masks_are_heard(server):

@@ -18,8 +18,8 @@ from isinglass.weights.records import Record, record, records
 
 FAMILIES = tuple(kind.lower() for kind in MATCHERS)  # "lightglue": the weights made for the extractor
 OPTIONS = (
-    *("extractor", "matcher", "max_keypoints", "resize", "rotation", "min_distance", "adaptive"),
-    *("filter_threshold", "ratio", "precision"),
+    *("extractor", "matcher", "max_keypoints", "resize", "rotation", "min_distance", "stretch", "adaptive"),
+    *("filter_threshold", "ratio", "precision", "execution"),
 )  # of `Options`, that requests may set
 
 

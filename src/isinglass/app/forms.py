@@ -121,10 +121,18 @@ def _option_fields(limits: Limits) -> dict[str, tuple[Any, Any]]:
         "resize": (int, "Px of the long side that the extractor sees; results are px of the photo as stored."),
         "rotation": (Literal["none", "exif", "auto"], "Photos as stored, upright, or the best of four turns."),
         "min_distance": (float, "Of keypoints, px of the resized photo."),
+        "stretch": (
+            Literal["auto", "none", "percentile"],
+            "Of values to the whole range: 16-bit photos that use little of it, none, or all.",
+        ),
         "adaptive": (bool, "Let the matcher stop early and drop points."),
         "filter_threshold": (float, "Least score of a match; the matcher's own if not given."),
         "ratio": (float, "Lowe's test, of the matcher nearest."),
         "precision": (Literal["auto", "float32", "bfloat16", "float16"], "Of the matcher's layers."),
+        "execution": (
+            Literal["auto", "plain", "fused", "cuda_graph"],
+            "Of the layers: as written, rearranged for speed, or recorded; auto chooses by the device.",
+        ),
     }
     fields = {}
     for name in OPTIONS:
@@ -192,9 +200,9 @@ def _options(fields: Mapping[str, Any], settings: Settings) -> tuple[Options, Op
 
 
 def _fitting(others: dict[str, Any]) -> dict[str, Any]:
-    """A least score or a ratio of the first matcher is not for one of another kind."""
+    """A least score, a ratio or an execution of the first matcher is not for one of another kind."""
     if "matcher" in others:
-        return {"filter_threshold": None, "ratio": None, **others}
+        return {"filter_threshold": None, "ratio": None, "execution": "auto", **others}
     return others
 
 

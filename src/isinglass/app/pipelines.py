@@ -32,7 +32,8 @@ class Pipelines:
 
         Raises what loading them raises: InputError, WeightsError, MissingExtra.
         """
-        key = replace(options, resize=None, resize_side="long", rotation="none")  # models do not depend on these
+        # models do not depend on these
+        key = replace(options, resize=None, resize_side="long", rotation="none", stretch="auto")
         loading_ms = 0.0
         if key not in self._loaded:
             tell("loading models")

@@ -13,6 +13,11 @@
       label: "Rotation", kind: "select",
       choices: [["exif", "upright, as the file says"], ["auto", "best of four quarter turns"], ["none", "as stored"]],
     },
+    stretch: {
+      label: "Values", kind: "select",
+      choices: [["auto", "stretched where 16 bits are hardly used"], ["percentile", "stretched to the whole range"],
+        ["none", "as they are"]],
+    },
     filter_threshold: {
       label: "Least score", kind: "number", least: 0, most: 1, step: 0.01, empty: "the matcher's own",
     },
@@ -23,8 +28,19 @@
         ["fundamental", "on two views' geometry"], ["none", "not checked"]],
     },
     adaptive: { label: "Adaptive: stop early, drop points", kind: "checkbox" },
+    min_distance: {
+      label: "Distance", kind: "number", least: 0, most: 100, step: 0.5, hint: "px between keypoints, as extracted",
+    },
+    precision: {
+      label: "Precision", kind: "select",
+      choices: [["auto", "by the device"], ["float32", "float32"], ["bfloat16", "bfloat16"], ["float16", "float16"]],
+    },
+    execution: {
+      label: "Execution", kind: "select",
+      choices: [["auto", "by the device"], ["plain", "layers as written"], ["fused", "fused layers"],
+        ["cuda_graph", "CUDA graphs"]],
+    },
   };
-  const SHARED = ["max_keypoints", "resize", "rotation", "geometry"];
 
   /** The fields of one set of options in `container`; `prefix` is theirs in requests and in the address. */
   class OptionForm {
@@ -135,6 +151,7 @@
     #follow() {
       const [extractor, matcher] = [this.inputs.extractor.value, this.inputs.matcher.value];
       const show = { ratio: matcher === "nearest", filter_threshold: matcher !== "nearest" };
+      show.precision = show.execution = matcher !== "nearest";
       show.adaptive = this.#record(matcher)?.family === "lightglue";
       const records = [...this.choices.extractors, ...this.choices.matchers];
       const bound = records.filter((one) => [extractor, matcher].includes(one.name) && one.commercial_use === false);
@@ -163,5 +180,5 @@
     history.replaceState(null, "", `#${tab}${query ? `?${query}` : ""}`);
   }
 
-  Object.assign(Isinglass, { OptionForm, readAddress, writeAddress, SHARED_OPTIONS: SHARED });
+  Object.assign(Isinglass, { OptionForm, readAddress, writeAddress });
 })();
