@@ -25,7 +25,7 @@ import numpy as np
 from isinglass.cache import FeatureCache, matching_key
 from isinglass.errors import InputError, WriteError
 from isinglass.files import read_if_whole, read_signed_json, save_matches, write_signed_json
-from isinglass.files.lists import read_pair_list
+from isinglass.files.lists import problems_by_place, read_pair_list
 from isinglass.geometry.robust import RobustResult
 from isinglass.images.folder import Selection, list_photos
 from isinglass.names import distinguished, folded, pair_name, printable
@@ -93,17 +93,17 @@ def list_pairs(
 
 
 def read_pairs(
-    path: Path, root: Path | None = None, problem: Callable[[str], object] = lambda problem: None
+    path: Path, root: Path | None = None, problem: Callable[[str, str], object] = lambda name, why: None
 ) -> list[Pair]:
     """Return the pairs of a list as paths, relative to `root` or to the file; see `files.lists`.
 
     An image that is not there is no reason to refuse the list: `match_files` reports the pair. `problem` is called
-    for each line that cannot be read in one way.
+    for each line that cannot be read in one way, with the line and what is wrong.
     """
     root = root or path.parent
     found = read_pair_list(path, lambda name: _is_file(root / name))
-    for why in found.problems.values():
-        problem(why)
+    for name, why in problems_by_place(found, path).items():
+        problem(name, why)
     return [(root / name0, root / name1) for name0, name1 in found.pairs]
 
 

@@ -23,7 +23,7 @@ from isinglass.cli.common import (
     with_progress,
 )
 from isinglass.cli.maps import camera_numbers
-from isinglass.cli.photos import FOLDER_OPTIONS, Photos
+from isinglass.cli.photos import FOLDER_OPTIONS, JSON_LINES_HELP, Photos
 from isinglass.errors import InputError
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def _check_localize(params: Mapping[str, Any]) -> None:
     help="Inlier threshold in px.  [default: 0.8 % of the long side]",
 )
 @click.option("--batch", type=click.IntRange(1), default=4, show_default=True, help="Queries to match at once.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per query on stdout.")
+@click.option("--json", "as_json", is_flag=True, help=JSON_LINES_HELP.format("query"))
 @options(*FOLDER_OPTIONS, *PIPELINE_OPTIONS, *MATCHER_OPTIONS)
 @click.pass_context
 def localize(
@@ -141,12 +141,14 @@ def localize(
     for result in with_progress(found, len(files), "localising"):
         results.append(result)
         click.echo(json.dumps(result.as_dict()) if as_json else _line(result))
+    if as_json:
+        listed.print_report()
     if output is not None:
         write_results(output, results)
         _say_changed_names(output, results)
     count = sum(result.success for result in results)
     click.echo(f"{count} of {len(results)} found{'' if output is None else f'; poses in {output}'}", err=True)
-    used = all(result.readable for result in results) and not listed.failed
+    used = all(result.readable for result in results) and not listed.problems
     return OK if count and used else SOME_FAILED
 
 

@@ -21,12 +21,13 @@ from isinglass.cli.common import (
     options,
     with_progress,
 )
-from isinglass.cli.photos import FOLDER_OPTIONS, MASKS_HELP, Photos
+from isinglass.cli.photos import FOLDER_OPTIONS, JSON_LINES_HELP, MASKS_HELP, Photos
 from isinglass.errors import InputError
 
 if TYPE_CHECKING:
     from isinglass.batch import PairReport
     from isinglass.pipeline import Pipeline
+    from isinglass.types import Features
 
 
 def _match_needs(params: Mapping[str, Any]) -> dict[str, str]:
@@ -66,7 +67,7 @@ def _check_match(params: Mapping[str, Any]) -> None:
 @click.option("--mask0", type=IMAGE, help="Mask of the first image, of its size; keypoints only where it is not black.")
 @click.option("--mask1", type=IMAGE, help="Mask of the second image.")
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Pairs to match at once.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per pair on stdout.")
+@click.option("--json", "as_json", is_flag=True, help=JSON_LINES_HELP.format("pair"))
 @click.option("--masks", type=PRESENT, help=MASKS_HELP)
 @options(*FOLDER_OPTIONS, *PIPELINE_OPTIONS, *MATCHER_OPTIONS)
 def match(
@@ -95,8 +96,7 @@ def match(
     from isinglass.batch import Outputs, list_pairs, match_files, read_pairs
 
     if pairs is not None:
-        jobs = read_pairs(pairs, root, photos.fail)
-        photos.of_pairs(jobs, root or pairs.parent)
+        jobs = photos.of_pairs(read_pairs(pairs, root, photos.fail), root or pairs.parent)
     else:
         jobs = list_pairs(_given(first), second, photos.of)
     mask_of = (mask0, mask1) if masks is None else photos.found_masks()
@@ -110,9 +110,11 @@ def match(
             click.echo(json.dumps(asdict(report)))
         elif len(jobs) == 1 or report.error is not None:
             _show(report, pipeline)
+    if as_json:
+        photos.print_report()
     if len(jobs) > 1:
         click.echo(f"{len(jobs) - failed} of {len(jobs)} pairs matched; results in {output}", err=True)
-    return SOME_FAILED if failed or photos.failed else OK
+    return SOME_FAILED if failed or photos.problems else OK
 
 
 @click.command(cls=Command, short_help="Extract features of images into files.")
@@ -120,7 +122,7 @@ def match(
 @click.option(
     "-o", "--output", type=OUTPUT_FOLDER, default=Path("features"), show_default=True, help="Folder of the results."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per image on stdout.")
+@click.option("--json", "as_json", is_flag=True, help=JSON_LINES_HELP.format("image"))
 @click.option("--masks", type=PRESENT, help=MASKS_HELP)
 @options(*FOLDER_OPTIONS, *PIPELINE_OPTIONS)
 def extract(images: tuple[Path, ...], output: Path, as_json: bool, masks: Path | None, **settings: Any) -> int:
@@ -131,19 +133,19 @@ def extract(images: tuple[Path, ...], output: Path, as_json: bool, masks: Path |
     from isinglass.batch import extract_files
 
     pipeline = make_pipeline({**settings, "matcher": "nearest"})
-    failed = photos.failed
+    failed = len(photos.problems)
     extracted = extract_files(files, pipeline, output, masks=mask_of)
     for image, path, features in with_progress(extracted, len(files), "extracting"):
         if isinstance(features, InputError):
             failed += 1
             complain(features, SOME_FAILED)
-            continue
-        count = features.keypoints.shape[1]
-        if as_json:
-            found = {"image": str(image), "output": str(path), "num_keypoints": count}
-            click.echo(json.dumps({**found, "extractor": features.signature.extractor}))
-        else:
+        elif not as_json:
+            count = features.keypoints.shape[1]
             click.echo(f"{image}: {count} keypoints of {features.signature.extractor} in {path}")
+        if as_json:
+            click.echo(json.dumps(_extracted(image, path, features, pipeline)))
+    if as_json:
+        photos.print_report()
     return SOME_FAILED if failed else OK
 
 
@@ -216,6 +218,14 @@ def doctor(first: Path, second: Path, thorough: bool, as_json: bool, **settings:
     diagnosis = diagnose(first, second, pipeline=make_pipeline(settings), thorough=thorough)
     click.echo(json.dumps(diagnosis.as_dict()) if as_json else str(diagnosis))
     return OK
+
+
+def _extracted(image: Path, path: Path, features: Features | InputError, pipeline: Pipeline) -> dict[str, Any]:
+    """Return what `extract --json` prints of an image; `error` is None unless it could not be used."""
+    common = {"image": str(image), "extractor": pipeline.extractor.signature.extractor}
+    if isinstance(features, InputError):
+        return {**common, "output": None, "num_keypoints": None, "error": str(features)}
+    return {**common, "output": str(path), "num_keypoints": features.keypoints.shape[1], "error": None}
 
 
 def _show(report: PairReport, pipeline: Pipeline) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,6 @@ from isinglass.cli.common import (
     OK,
     PIPELINE_OPTIONS,
     SOME_FAILED,
-    complain,
     make_pipeline,
     options,
 )
@@ -91,25 +91,27 @@ def pairs(
         if photos is not None:
             images.photos = photos
         names = images.names(chosen_by)
-        chosen = choose_pairs(names, images.photos, chosen_by, lambda: images.retrieval(words=words, seed=seed))
+        selection = images.listed.selection(images.photos) if images.photos.is_dir() else None
+        chosen = choose_pairs(
+            names, images.photos, chosen_by, lambda: images.retrieval(words=words, seed=seed), selection
+        )
         if chosen_by.first_pass and chosen.pairs:
             chosen = drop_hopeless(images.opened(), chosen, images.matcher(), images.told("first pass"))
     finally:
         images.close()
     write_pairs(output, chosen.pairs)
-    _tell(chosen, names, images.listed.left_out, output, as_json)
-    for problem in images.problems.values():
-        complain(problem, SOME_FAILED)
-    return SOME_FAILED if images.problems or images.listed.failed else OK
+    for name, why in ({**chosen.problems, **images.problems}).items():
+        images.listed.fail(name, why)
+    images.listed.left_out += map(asdict, chosen.left_out)
+    _tell(chosen, names, images.listed.report(), output, as_json)
+    return SOME_FAILED if images.listed.problems else OK
 
 
-def _tell(
-    chosen: Chosen, names: Sequence[str], left_out: Sequence[dict[str, Any]], output: Path, as_json: bool
-) -> None:
+def _tell(chosen: Chosen, names: Sequence[str], report: dict[str, Any], output: Path, as_json: bool) -> None:
     every = len(names) * (len(names) - 1) // 2
     if as_json:
         found = {"images": len(names), "pairs": len(chosen.pairs), "of": every, "how": chosen.how}
-        click.echo(json.dumps({**found, "notes": chosen.notes, "left_out": left_out, "output": str(output)}))
+        click.echo(json.dumps({**found, "notes": chosen.notes, **report, "output": str(output)}))
         return
     for note in chosen.notes:
         click.echo(note, err=True)

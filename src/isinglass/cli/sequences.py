@@ -118,7 +118,8 @@ def track(source: Path, output: Path, every: int, as_json: bool, **settings: Any
     live.end()
     for problem in summary.problems:
         complain(problem, SOME_FAILED)
-    click.echo(json.dumps(asdict(summary)) if as_json else _told(summary, output))
+    told = {**asdict(summary), "left_out": listed.left_out}
+    click.echo(json.dumps(told) if as_json else _told(summary, output))
     if len(summary.keyframes) + len(summary.lost) == summary.frames > 1 and summary.tracks == 0:
         return complain("no frame matches another: blank frames, too few keypoints, or no overlap", SOME_FAILED)
     return SOME_FAILED if summary.problems or not summary.keyframes else OK

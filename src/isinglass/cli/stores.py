@@ -89,17 +89,18 @@ def match_many(
         filled = _extracted(source, store, photos, settings, computing)
     else:
         _check_extractor(source, settings["extractor"])
-    result = _matched(store, lambda names: _pairs(pairs, names, photos), output, settings, computing)
-    failed = _complain(filled, result) or photos.failed > 0
+    result = _matched(store, lambda names: _pairs(pairs, names, photos, source), output, settings, computing)
+    failed = len(result.problems)
+    _keep_problems(filled, result, photos)
     if as_json:
-        told: dict[str, Any] = {"made": result.made, "reused": result.reused, "failed": len(result.problems)}
+        told: dict[str, Any] = {"made": result.made, "reused": result.reused, "failed": failed}
         images = None if filled is None else {"made": filled.made, "reused": filled.reused}
-        told |= {"seconds": result.seconds, "images": images, "left_out": photos.left_out, "output": str(output)}
+        told |= {"seconds": result.seconds, "images": images, **photos.report(), "output": str(output)}
         click.echo(json.dumps(told))
     else:
         rate = f" ({result.made / result.seconds:.1f} a second)" if result.made else ""
         click.echo(f"{result.made} pairs matched{rate}, {result.reused} were there; {output}", err=True)
-    return SOME_FAILED if failed else OK
+    return SOME_FAILED if photos.problems else OK
 
 
 def _check_extractor(store: Path, extractor: str) -> None:
@@ -148,28 +149,22 @@ def _matched(
             return computing.match(features, pairs_of(list(features)), output, pipeline, tell=tell)
 
 
-def _pairs(pairs: str, names: list[str], photos: Photos) -> list[Pair]:
-    from isinglass.files.lists import read_pair_list
+def _pairs(pairs: str, names: list[str], photos: Photos, source: Path) -> list[Pair]:
     from isinglass.sfm.pairs import exhaustive, in_order
 
     if pairs == "all":
         return exhaustive(names)
-    found = read_pair_list(pairs, names)
-    for problem in found.problems.values():
-        photos.fail(problem)
-    listed = {name: None for pair in found.pairs for name in pair}
-    return in_order(found.pairs, sorted(listed))
+    return in_order(photos.pairs_among(Path(pairs), names, source if source.is_dir() else None), names)
 
 
-def _complain(filled: Filled | None, result: Matched) -> bool:
-    """Of photos and pairs that could not be used, each once: a pair of such a photo is not told again."""
-    photos = {} if filled is None else filled.problems
-    for name, why in photos.items():
-        complain(f"{name}: {why}", SOME_FAILED)
+def _keep_problems(filled: Filled | None, result: Matched, photos: Photos) -> None:
+    """Say and keep what could not be used, each once: a pair of a photo that cannot be used is not said again."""
+    bad = {} if filled is None else filled.problems
+    for name, why in bad.items():
+        photos.fail(name, why)
     for pair, why in result.problems.items():
-        if not set(pair) & set(photos):
-            complain(f"{' '.join(pair)}: {why}", SOME_FAILED)
-    return bool(photos or result.problems)
+        if not set(pair) & set(bad):
+            photos.fail(" ".join(pair), why)
 
 
 @contextmanager

@@ -29,11 +29,15 @@ _MAX_WORDS = 60  # of a line whose names may hold spaces; more columns are not n
 
 @dataclass(frozen=True, kw_only=True)
 class PairList:
-    """The pairs of a list, in its order, with the number of each one's line; and what is wrong with other lines."""
+    """The pairs of a list, in its order, with the number of each one's line; and what is wrong with other lines.
+
+    left_out  pairs of images that were left out by choice
+    """
 
     pairs: list[tuple[str, str]]
     lines: list[int]
     problems: dict[str, str] = field(default_factory=dict)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
 
 
 def read_pair_list(file: PathLike, known: Known = None, root: PathLike | None = None) -> PairList:
@@ -67,6 +71,46 @@ def read_pair_list(file: PathLike, known: Known = None, root: PathLike | None = 
         else:
             problems[f"line {number}"] = f"{where}; expected two names of the images that are there. {_REMEDY}"
     return PairList(pairs=pairs, lines=lines, problems=problems)
+
+
+def read_pairs_among(
+    file: PathLike,
+    names: Collection[str],
+    root: PathLike | None = None,
+    is_left_out: Callable[[str], bool] = lambda name: False,
+) -> PairList:
+    """Read the pairs of a list that are of the images `names`; see `read_pair_list`.
+
+    Any other name is a problem, under that name, unless it is that of an image that is there and left out by choice:
+    `is_left_out` says so.
+    """
+    known = set(names)
+    listed = read_pair_list(file, lambda name: name in known or is_left_out(name), root)
+    kept = PairList(pairs=[], lines=[], problems=problems_by_place(listed, file))
+    strangers: dict[str, list[int]] = {}
+    for number, pair in zip(listed.lines, listed.pairs, strict=True):
+        others = [name for name in dict.fromkeys(pair) if name not in known]
+        if not others:
+            kept.pairs.append(pair)
+            kept.lines.append(number)
+        elif all(map(is_left_out, others)):
+            kept.left_out.append(pair)
+        for name in others:
+            if not is_left_out(name):
+                strangers.setdefault(name, []).append(number)
+    for name, numbers in strangers.items():
+        more = f" and in {len(numbers) - 1} more" if len(numbers) > 1 else ""
+        kept.problems[printable(name)] = (
+            f"line {numbers[0]} of {str(file)!r}{more} names it, and it is none of the {len(known)} images that can be "
+            "used. Correct the name, or take the line out"
+        )
+    return kept
+
+
+def problems_by_place(listed: PairList, file: PathLike) -> dict[str, str]:
+    """Return the problems of a list by line and file, as those of photos are by name."""
+    places = {line: f"{line} of {str(file)!r}" for line in listed.problems}
+    return {places[line]: f"it {why.removeprefix(places[line]).strip()}" for line, why in listed.problems.items()}
 
 
 def read_image_list(file: PathLike, root: PathLike | None = None) -> list[str]:

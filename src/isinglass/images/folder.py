@@ -15,9 +15,10 @@ folder once. These are left out:
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from isinglass.errors import InputError
@@ -44,6 +45,14 @@ class Selection:
     names: tuple[str, ...] | None = None
     masks: Path | None = None
 
+    @cached_property
+    def _listed(self) -> frozenset[str] | None:
+        return None if self.names is None else frozenset(str(PurePosixPath(name)) for name in self.names)
+
+    def leaves_out(self, name: str) -> bool:
+        """Return whether a photo is excluded, or not in the image list."""
+        return (self._listed is not None and name not in self._listed) or self.excludes(name)
+
     def excludes(self, name: str) -> bool:
         """Return whether a pattern matches the name, or a folder that it is in."""
         path = PurePosixPath(name)
@@ -68,6 +77,14 @@ class LeftOut:
 
     def __str__(self) -> str:
         return f"left out {self.kind} ({self.count}, such as {self.example}): {self.remedy}"
+
+
+def pairs_left_out(pairs: Sequence[tuple[str, str]]) -> list[LeftOut]:
+    """Return what to say of the pairs of a list that hold photos which a `Selection` leaves out."""
+    if not pairs:
+        return []
+    kind, advice = "pairs of photos that --exclude or --image-list leaves out", "change the pattern or the image list"
+    return [LeftOut(kind=kind, count=len(pairs), example=printable(" ".join(pairs[0])), remedy=advice)]
 
 
 @dataclass(frozen=True, kw_only=True)

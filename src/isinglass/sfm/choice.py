@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from isinglass.files import PathLike
-from isinglass.files.lists import read_pair_list
+from isinglass.files.lists import read_pairs_among
+from isinglass.images.folder import LeftOut, Selection, pairs_left_out
 from isinglass.names import printable
 from isinglass.sfm.gps import positions
 from isinglass.sfm.options import PairOptions
@@ -19,19 +21,30 @@ from isinglass.types import Matcher
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """The pairs, in order of names; by which way; and what a person should know of it."""
+    """The pairs, in order of names; by which way; and what a person should know of it.
+
+    left_out  pairs of a list whose photos were left out by choice
+    problems  lines of a list that cannot be used, and names in it that are no photo, with the reason
+    """
 
     pairs: list[Pair]
     how: str
     notes: list[str] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+    problems: dict[str, str] = field(default_factory=dict)
 
 
 def choose_pairs(
-    names: Sequence[str], photos: PathLike, options: PairOptions, retrieval: Callable[[], Retrieval]
+    names: Sequence[str],
+    photos: PathLike,
+    options: PairOptions,
+    retrieval: Callable[[], Retrieval],
+    selection: Selection | None = None,
 ) -> Chosen:
     """Pairs of the images `names`, which are in the folder `photos`.
 
     retrieval  gives the retrieval with these images, where it is needed
+    selection  by which other photos of the folder were left out
 
     Raises InputError where a list or model cannot be read.
     """
@@ -51,8 +64,10 @@ def choose_pairs(
         pairs = _spatial(names, photos, options, retrieval, notes)
     elif how == "retrieval":
         pairs = in_order(retrieval().pairs(names, options.neighbours, among=names), names)
+    elif how == "file":
+        return _listed(names, photos, options, selection or Selection())
     else:
-        pairs = _given(names, photos, options, notes)
+        pairs = _covisible(names, options, notes)
     return Chosen(pairs=pairs, how=how, notes=notes)
 
 
@@ -62,7 +77,7 @@ def drop_hopeless(
     """Those pairs that a first pass with few keypoints finds promising."""
     kept = promising(features, chosen.pairs, matcher, tell=tell)
     note = f"a first pass dropped {len(chosen.pairs) - len(kept)} of {len(chosen.pairs)} pairs"
-    return Chosen(pairs=kept, how=chosen.how, notes=[*chosen.notes, note])
+    return replace(chosen, pairs=kept, notes=[*chosen.notes, note])
 
 
 def _spatial(
@@ -83,21 +98,32 @@ def _spatial(
     return in_order([*pairs, *retrieval().pairs(sorted(without), options.neighbours, among=names)], names)
 
 
-def _given(names: Sequence[str], photos: PathLike, options: PairOptions, notes: list[str]) -> list[Pair]:
-    """Of a file or a model; pairs of images that are not among `names` are left out."""
-    if options.how == "file":
-        assert options.file is not None
-        listed, source = read_pair_list(options.file, names, photos), options.file
-        pairs = listed.pairs
-        notes += listed.problems.values()
-    else:
-        pairs, source = covisible(options.model, neighbours=options.neighbours), options.model
+def _listed(names: Sequence[str], photos: PathLike, options: PairOptions, selection: Selection) -> Chosen:
+    """Return the pairs of a file."""
+    assert options.file is not None
+    listed = read_pairs_among(
+        options.file, names, photos, lambda name: selection.leaves_out(name) and Path(photos, name).is_file()
+    )
+    left_out = pairs_left_out(listed.left_out)
+    return Chosen(
+        pairs=in_order(listed.pairs, names),
+        how="file",
+        notes=list(map(str, left_out)),
+        left_out=left_out,
+        problems=listed.problems,
+    )
+
+
+def _covisible(names: Sequence[str], options: PairOptions, notes: list[str]) -> list[Pair]:
+    """Return the pairs of a model; those of images that are not among `names` are left out."""
+    pairs = covisible(options.model, neighbours=options.neighbours)
     known = set(names)
     kept = [pair for pair in pairs if known.issuperset(pair)]
     if len(kept) < len(pairs):
         others = sorted({printable(name) for pair in pairs for name in pair if name not in known})
         shown = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
-        notes.append(f"{len(pairs) - len(kept)} of {len(pairs)} pairs of {str(source)!r} name other photos ({shown})")
+        dropped = len(pairs) - len(kept)
+        notes.append(f"{dropped} of {len(pairs)} pairs of {str(options.model)!r} name other photos ({shown})")
     return in_order(kept, names)
 
 

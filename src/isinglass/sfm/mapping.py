@@ -25,7 +25,7 @@ from typing import Any
 
 from isinglass.errors import InputError
 from isinglass.files import PathLike, read_if_whole, write_signed_json
-from isinglass.images.folder import list_photos
+from isinglass.images.folder import LeftOut, list_photos
 from isinglass.images.masks import find_masks
 from isinglass.options import Options
 from isinglass.parts import custom_parts
@@ -99,6 +99,7 @@ class _Making:
         self.stages = Stages(folder / "stages")
         self.problems: dict[str, str] = {}
         self.notes = [*self.listing.notes, *self.masks.notes]
+        self.left_out = list(self.listing.left_out)
         self.heard: list[str] = []  # of COLMAP
         self.frame = ""
         self.usable: list[str] = []  # of names, those that have features
@@ -119,7 +120,7 @@ class _Making:
         made = self.reconstruct(database)
         summary = MapSummary(
             photos=len(self.names) + len(self.listing.problems),
-            left_out=self.listing.left_out,
+            left_out=self.left_out,
             problems=self.problems,
             notes=self.notes,
             colmap=distinct(self.heard),
@@ -190,15 +191,16 @@ class _Making:
     def pairs(self, with_retrieval: bool) -> list[Pair]:
         """What is to be matched."""
         options, path = self.options.pairs, self.folder / "pairs.txt"
-        given = [] if options.file is None else [_sha256(options.file)]
+        given = [] if options.file is None else [_sha256(options.file), asdict(self.options.selection)]
         given += [] if options.model is None else sorted(map(_stat, Path(options.model).glob("*")))
 
         def work() -> dict[str, Any]:
-            chosen = choose_pairs(self.usable, self.photos, options, self._loaded)
+            chosen = choose_pairs(self.usable, self.photos, options, self._loaded, self.options.selection)
             if options.first_pass:
                 chosen = drop_hopeless(self.store, chosen, self.pipeline.matcher, self._tell("pairs"))
             write_pairs(path, chosen.pairs)
-            return {"how": chosen.how, "notes": chosen.notes}
+            left_out = list(map(asdict, chosen.left_out))
+            return {"how": chosen.how, "notes": chosen.notes, "left_out": left_out, "problems": chosen.problems}
 
         if not with_retrieval:
             self.notes.append("no photo has any keypoint")
@@ -206,7 +208,10 @@ class _Making:
             return []
         matcher = matching_settings(self.pipeline) if options.first_pass else ""
         key = key_of(self.features_key, asdict(options), given, matcher)
-        self.notes += self.stages.run("pairs", key, [path], work).result["notes"]
+        result = self.stages.run("pairs", key, [path], work).result
+        self.notes += result["notes"]
+        self.left_out += [LeftOut(**left) for left in result.get("left_out", [])]
+        self.problems = result.get("problems", {}) | self.problems
         return read_pairs(path, self.names)
 
     def match(self, pairs: Sequence[Pair], computing: Computing) -> str:

@@ -13,7 +13,7 @@ from isinglass.sfm.reconstruct import ModelReport
 class MapSummary:
     """What came of a map.
 
-    photos        in the folder; `problems` of those that could not be used, by name
+    photos        in the folder; `problems` of those that could not be used, and of lines and names of a list of pairs
     notes         what a person should know of what was left out, of masks, pairs and cameras
     turned        which photos seem to be stored turned, and what to do; "" where none were found
     frame         whether the frame of an earlier map in the same folder was kept; "" where there was none
@@ -22,7 +22,7 @@ class MapSummary:
     models        largest first
     unregistered  photos with features that are in no model
     reason        why there is no model; "" where there is one
-    left_out      files of the folder that are not photos to use, by kind
+    left_out      files of the folder that are not photos to use, and pairs left out with photos, by kind
     seconds       of each stage, when it was done; `reused` are those that an earlier run had finished
     """
 
