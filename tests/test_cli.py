@@ -144,7 +144,8 @@ def test_extract_writes_features_and_says_where(isinglass, pair, tmp_path):
     code, out, err = isinglass("extract", pair[0], tmp_path / "text.jpg", "-o", tmp_path, "--json", *FAST[:2])
     assert code == 1
     assert "text.jpg" in err
-    found = json.loads(out)
+    found, report = map(json.loads, out.splitlines())
+    assert list(report["problems"]) == [str(tmp_path / "text.jpg")] and report["left_out"] == []
     from isinglass.files import load_features
 
     assert load_features(found["output"]).keypoints.shape[1] == found["num_keypoints"]

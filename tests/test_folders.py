@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,12 +37,27 @@ def photos(tmp_path):
     return folder
 
 
+def results(out):
+    """What a command printed of pairs or images, and what it printed last of the rest."""
+    *printed, report = map(json.loads, out.splitlines())
+    assert set(report) == {"left_out", "problems"}
+    return printed, report
+
+
+def kinds(report):
+    return {left["kind"]: left["count"] for left in report["left_out"]}
+
+
+OF_SYSTEMS = {"AppleDouble files of macOS": 1, "thumbnails and previews": 1, "MOV files": 1}
+
+
 def test_match_and_extract_go_down_and_say_what_they_leave_out(tmp_path, photos, isinglass, monkeypatch):
     monkeypatch.chdir(photos)
     code, out, err = isinglass("match", ".", *NO_PICTURE, "--json", "--picture")
     assert code == 0
-    reports = [json.loads(line) for line in out.splitlines()]
+    reports, rest = results(out)
     assert len(reports) == 3 and all(report["error"] is None for report in reports)
+    assert kinds(rest) == OF_SYSTEMS and rest["problems"] == {}
     for said in (
         "left out AppleDouble files",
         "thumbnails and previews (1, such as",
@@ -49,7 +65,9 @@ def test_match_and_extract_go_down_and_say_what_they_leave_out(tmp_path, photos,
     ):
         assert said in err
     code, out, err = isinglass("extract", ".", *EXTRACT, "--json")  # beside its own pictures
-    assert code == 0 and len(out.splitlines()) == 3 and "left out pictures of matches (3, such as" in err
+    assert code == 0 and "left out pictures of matches (3, such as" in err
+    found, rest = results(out)
+    assert len(found) == 3 and kinds(rest) == {**OF_SYSTEMS, "pictures of matches": 3}
 
 
 def test_what_pairs_writes_is_read_by_every_command(tmp_path, photos, isinglass):
@@ -68,19 +86,28 @@ def test_what_pairs_writes_is_read_by_every_command(tmp_path, photos, isinglass)
     code, out, err = isinglass(
         "match", "--pairs", tmp_path / "pairs.txt", "--root", photos, "-o", tmp_path / "m", *NO_PICTURE, "--json"
     )
-    assert code == 1 and len(out.splitlines()) == 1 and "gone.png" in err
+    assert code == 1 and "gone.png" in err
+    (report,), rest = results(out)
+    assert report["error"] is None
+    ((line, why),) = rest["problems"].items()
+    assert line.startswith("line 3 of ") and why.startswith("it is 'my photo 2.png gone.png'; expected two names")
     code, out, err = isinglass("match-many", photos, tmp_path / "pairs.txt", "-o", tmp_path / "m.h5", *FLAGS, "--json")
     assert code == 1 and json.loads(out)["reused"] == 1 and "gone.png" in err
+    assert json.loads(out)["problems"] == rest["problems"]
 
 
 def test_exclude_and_image_list(tmp_path, photos, isinglass):
     code, out, err = isinglass("extract", photos, "-o", tmp_path / "f", "--exclude", "#3", *EXTRACT, "--json")
-    assert code == 0 and len(out.splitlines()) == 2 and "photos that --exclude names (1, such as" in err
+    assert code == 0 and "photos that --exclude names (1, such as" in err
+    found, rest = results(out)
+    assert len(found) == 2 and kinds(rest) == {**OF_SYSTEMS, "photos that --exclude names": 1}
     (tmp_path / "list.txt").write_text('my photo 1.png\n#3/10²000000.png\n"#3/10²000000.png"\ngone.png\n', "utf-8")
     command = ("match", photos, "-o", tmp_path / "m", "--image-list", tmp_path / "list.txt", *NO_PICTURE, "--json")
     code, out, err = isinglass(*command)
     assert code == 1 and "gone.png: there is no such file" in err
-    assert [json.loads(line)["error"] for line in out.splitlines()] == [None]
+    reports, rest = results(out)
+    assert [report["error"] for report in reports] == [None]
+    assert rest["problems"] == {"gone.png": "there is no such file"}
 
 
 def test_masks_of_folders(tmp_path, photos, isinglass):
@@ -92,7 +119,7 @@ def test_masks_of_folders(tmp_path, photos, isinglass):
     Image.new("L", (10, 10)).save(tmp_path / "masks" / "#3_mask.png")
     command = ("match", photos, "-o", tmp_path / "m", "--masks", tmp_path / "masks", *NO_PICTURE, "--json")
     code, out, err = isinglass(*command)
-    reports = [json.loads(line) for line in out.splitlines()]
+    reports, _ = results(out)
     assert code == 0 and "2 masks (#3_mask.png, strange.png) fit no photo" in err
     assert "1 photo without a mask, used whole: #3/10²000000.png" in err
     saved = [load_matches(report["outputs"][0]) for report in reports]
@@ -125,7 +152,9 @@ def test_bad_photos_end_no_run_and_the_exit_code_says_so(tmp_path, photos, ising
     (photos / "gone.png").symlink_to(tmp_path / "nowhere.png")
     shutil.copy(photos / "my photo 1.png", os.fsencode(photos) + b"/caf\xe9.png")
     code, out, err = isinglass("match", photos, "-o", tmp_path / "m", *NO_PICTURE, "--json")
-    assert code == 1 and [json.loads(line)["error"] for line in out.splitlines()] == [None] * 3
+    reports, rest = results(out)
+    assert code == 1 and [report["error"] for report in reports] == [None] * 3
+    assert sorted(rest["problems"]) == ["caf\\udce9.png", "empty.png", "gone.png"]
     for said in (
         "empty.png: it is an empty file",
         "gone.png: the link leads nowhere",
@@ -140,6 +169,7 @@ def test_frames_of_any_name_are_tracked(tmp_path, photos, isinglass):
     (photos / "empty.png").touch()
     code, out, err = isinglass("track", photos, "-o", tmp_path / "tracks", *FLAGS, "--json", "--exclude", "my*2.png")
     assert code == 1 and json.loads(out)["frames"] == 2
+    assert kinds(json.loads(out)) == {**OF_SYSTEMS, "photos that --exclude names": 1}
     assert err.count("empty.png: it is an empty file") == 1 and "AppleDouble files" in err
 
 
@@ -164,3 +194,50 @@ def test_poses_of_names_with_spaces_have_eight_columns(tmp_path):
     assert [len(columns) for columns in lines] == [8] * 4
     assert [columns[0] for columns in lines] == ["queries/my%20photo%201.jpg", "a.jpg", "caf%E9%0A.jpg", "50%.jpg"]
     assert column_of("a.jpg") == "a.jpg"
+
+
+LISTED = """my photo 1.png my photo 2.png
+"my photo 1.png" "#3/10²000000.png"
+"my photo 2.png" gone.png
+gone.png "my photo 1.png"
+my photo 1.png and something
+"my photo 1.png" "no photo.png"
+"""
+
+
+@pytest.mark.parametrize("command", ["match", "match-many", "pairs", "map"])
+def test_what_a_list_of_pairs_names_in_vain_shows_in_every_command(tmp_path, photos, isinglass, command):
+    """A photo that cannot be read, one that is not there and a line of neither are problems; one excluded is not."""
+    for package in {"map": ("h5py", "pycolmap", "faiss"), "match-many": ("h5py",)}.get(command, ()):
+        pytest.importorskip(package)
+    (photos / "no photo.png").write_text("no photo")
+    listed = tmp_path / "pairs.txt"
+    listed.write_text(LISTED, "utf-8")
+    arguments = {
+        "match": ("--pairs", listed, "--root", photos, "-o", tmp_path / "o", *NO_PICTURE),
+        "match-many": (photos, listed, "-o", tmp_path / "m.h5", *FLAGS),
+        "pairs": (photos, "--pairs-file", listed, "-o", tmp_path / "out.txt"),
+        "map": (photos, "--pairs-file", listed, "-o", tmp_path / "map", *FLAGS),
+    }[command]
+    code, out, err = isinglass(command, *arguments, "--exclude", "#3", "--json")
+    assert code == 1 and "Traceback" not in err
+    if command == "match":  # a pair whose photo is not there is a pair that failed
+        reports, told = results(out)
+        errors = {Path(report["image1"]).name: report["error"] for report in reports}
+        assert errors["my photo 2.png"] is None
+        assert "there is no file" in errors["gone.png"] and "is a text file" in errors["no photo.png"]
+    else:
+        told = json.loads(out)
+        assert err.count("gone.png: line 3 of ") == 1 and "and in 1 more names it" in told["problems"]["gone.png"]
+        if command != "pairs":  # which opens no photo
+            assert "is a text file" in told["problems"]["no photo.png"]
+    excluded = "pairs of photos that --exclude or --image-list leaves out"
+    assert kinds(told)[excluded] == 1
+    (line,) = [name for name in told["problems"] if name.startswith("line 5 of ")]
+    assert "my photo 1.png and something" in told["problems"][line] and err.count(line) == 1
+    (tmp_path / "pairs.txt").write_text('"my photo 1.png" "my photo 2.png"\n"my photo 1.png" "#3/10²000000.png"\n')
+    (photos / "no photo.png").unlink()
+    code, out, err = isinglass(command, *arguments, "--exclude", "#3", "--json")
+    told = results(out)[1] if command == "match" else json.loads(out)
+    assert told["problems"] == {} and kinds(told)[excluded] == 1
+    assert code == (1 if command == "map" else 0)  # two drawings are no scene

@@ -90,7 +90,7 @@ def test_photos_and_pairs_that_cannot_be_used(tmp_path, photos, isinglass):
     lines = [line for line in err.splitlines() if line.startswith("isinglass:")]
     assert len(lines) == 2
     assert "3.jpg" in lines[0]
-    assert "there are no features of 'none.png'" in lines[1]
+    assert "none.png: line 3 of " in lines[1] and "is none of the 3 images" in lines[1]
     assert list(MatchStore(tmp_path / "m.h5")) == [("0.png", "1.png")]
 
 

@@ -27,7 +27,6 @@ from isinglass.errors import InputError
 if TYPE_CHECKING:
     from isinglass.batch import PairReport
     from isinglass.pipeline import Pipeline
-    from isinglass.types import Features
 
 
 def _match_needs(params: Mapping[str, Any]) -> dict[str, str]:
@@ -133,20 +132,21 @@ def extract(images: tuple[Path, ...], output: Path, as_json: bool, masks: Path |
     from isinglass.batch import extract_files
 
     pipeline = make_pipeline({**settings, "matcher": "nearest"})
-    failed = len(photos.problems)
     extracted = extract_files(files, pipeline, output, masks=mask_of)
     for image, path, features in with_progress(extracted, len(files), "extracting"):
         if isinstance(features, InputError):
-            failed += 1
+            photos.problems[str(image)] = str(features)
             complain(features, SOME_FAILED)
-        elif not as_json:
-            count = features.keypoints.shape[1]
-            click.echo(f"{image}: {count} keypoints of {features.signature.extractor} in {path}")
+            continue
+        count = features.keypoints.shape[1]
         if as_json:
-            click.echo(json.dumps(_extracted(image, path, features, pipeline)))
+            found = {"image": str(image), "output": str(path), "num_keypoints": count}
+            click.echo(json.dumps({**found, "extractor": features.signature.extractor}))
+        else:
+            click.echo(f"{image}: {count} keypoints of {features.signature.extractor} in {path}")
     if as_json:
         photos.print_report()
-    return SOME_FAILED if failed else OK
+    return SOME_FAILED if photos.problems else OK
 
 
 @click.command(cls=Command, short_help="List or fetch weights, with their licences.")
@@ -218,14 +218,6 @@ def doctor(first: Path, second: Path, thorough: bool, as_json: bool, **settings:
     diagnosis = diagnose(first, second, pipeline=make_pipeline(settings), thorough=thorough)
     click.echo(json.dumps(diagnosis.as_dict()) if as_json else str(diagnosis))
     return OK
-
-
-def _extracted(image: Path, path: Path, features: Features | InputError, pipeline: Pipeline) -> dict[str, Any]:
-    """Return what `extract --json` prints of an image; `error` is None unless it could not be used."""
-    common = {"image": str(image), "extractor": pipeline.extractor.signature.extractor}
-    if isinstance(features, InputError):
-        return {**common, "output": None, "num_keypoints": None, "error": str(features)}
-    return {**common, "output": str(path), "num_keypoints": features.keypoints.shape[1], "error": None}
 
 
 def _show(report: PairReport, pipeline: Pipeline) -> None:

@@ -90,10 +90,11 @@ def match_many(
     else:
         _check_extractor(source, settings["extractor"])
     result = _matched(store, lambda names: _pairs(pairs, names, photos, source), output, settings, computing)
-    failed = len(result.problems)
-    _keep_problems(filled, result, photos)
+    for pair, why in result.problems.items():
+        if not set(pair) & set(photos.problems):  # a photo that cannot be used is named once
+            photos.fail(" ".join(pair), why)
     if as_json:
-        told: dict[str, Any] = {"made": result.made, "reused": result.reused, "failed": failed}
+        told: dict[str, Any] = {"made": result.made, "reused": result.reused, "failed": len(result.problems)}
         images = None if filled is None else {"made": filled.made, "reused": filled.reused}
         told |= {"seconds": result.seconds, "images": images, **photos.report(), "output": str(output)}
         click.echo(json.dumps(told))
@@ -126,7 +127,10 @@ def _extracted(source: Path, store: Path, photos: Photos, settings: dict[str, An
     values = pipeline_options(settings)
     values |= {"matcher": "nearest", "filter_threshold": None, "ratio": None}  # it only extracts
     with _shown("extracting") as tell:
-        return computing.extract(store, source, names, Pipeline(**values), masks=photos.masks, tell=tell)
+        filled = computing.extract(store, source, names, Pipeline(**values), masks=photos.masks, tell=tell)
+    for name, why in filled.problems.items():
+        photos.fail(name, why)
+    return filled
 
 
 def _matched(
@@ -155,16 +159,6 @@ def _pairs(pairs: str, names: list[str], photos: Photos, source: Path) -> list[P
     if pairs == "all":
         return exhaustive(names)
     return in_order(photos.pairs_among(Path(pairs), names, source if source.is_dir() else None), names)
-
-
-def _keep_problems(filled: Filled | None, result: Matched, photos: Photos) -> None:
-    """Say and keep what could not be used, each once: a pair of a photo that cannot be used is not said again."""
-    bad = {} if filled is None else filled.problems
-    for name, why in bad.items():
-        photos.fail(name, why)
-    for pair, why in result.problems.items():
-        if not set(pair) & set(bad):
-            photos.fail(" ".join(pair), why)
 
 
 @contextmanager
