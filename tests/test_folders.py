@@ -241,3 +241,34 @@ def test_what_a_list_of_pairs_names_in_vain_shows_in_every_command(tmp_path, pho
     told = results(out)[1] if command == "match" else json.loads(out)
     assert told["problems"] == {} and kinds(told)[excluded] == 1
     assert code == (1 if command == "map" else 0)  # two drawings are no scene
+
+
+def test_lists_that_no_photo_could_mend_end_a_command_before_work(tmp_path, photos, isinglass):
+    pytest.importorskip("h5py")
+    for content, why in ((b"", "is empty"), (b"a.jpg,b.jpg\n", "by commas"), ("a b".encode("utf-16"), "UTF-16")):
+        (tmp_path / "list.txt").write_bytes(content)
+        for command in (
+            ("match", "--pairs", tmp_path / "list.txt", "--root", photos, "-o", tmp_path / "out", *NO_PICTURE),
+            ("match-many", photos, tmp_path / "list.txt", "-o", tmp_path / "out/m.h5", *FLAGS),
+            ("pairs", photos, "--pairs-file", tmp_path / "list.txt", "-o", tmp_path / "out/p.txt", *FLAGS),
+            ("map", photos, "--pairs-file", tmp_path / "list.txt", "-o", tmp_path / "out", *FLAGS),
+        ):
+            code, _, err = isinglass(*command)
+            assert code == 2 and why in err, (command, err)
+        assert not (tmp_path / "out").exists()
+    (tmp_path / "list.txt").write_text("")
+    code, _, err = isinglass("extract", photos, "--image-list", tmp_path / "list.txt", "-o", tmp_path / "out", *EXTRACT)
+    assert code == 2 and "list.txt' is empty" in err
+
+
+def test_one_photo_makes_no_pair(tmp_path, photos, isinglass):
+    code, _, err = isinglass("match", photos / "#3", "-o", tmp_path / "out", *NO_PICTURE)
+    assert code == 2 and "there is one image in or below" in err
+
+
+def test_match_many_takes_absolute_paths_as_match_does(tmp_path, photos, isinglass):
+    pytest.importorskip("h5py")
+    names = [photos / "my photo 1.png", photos / "#3/10²000000.png"]
+    (tmp_path / "pairs.txt").write_text(" ".join(f'"{name}"' for name in names) + "\n")
+    code, out, err = isinglass("match-many", photos, tmp_path / "pairs.txt", "-o", tmp_path / "m.h5", *FLAGS, "--json")
+    assert code == 0 and json.loads(out)["made"] == 1, err

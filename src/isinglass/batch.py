@@ -87,6 +87,8 @@ def list_pairs(
     if second is None:
         if first.is_file():
             raise InputError(f"{str(first)!r} is one image; give a second one, or a folder")
+        if len(views0) < 2:
+            raise InputError(f"there is one image in or below {str(first)!r}; expected two or more, to be matched")
         return list(itertools.combinations(views0, 2))
     views1 = photos_of(second)
     return [(view0, view1) for view0 in views0 for view1 in views1]

@@ -12,6 +12,7 @@ import click
 import pytest
 from PIL import Image
 
+import isinglass.__main__ as program
 import isinglass.cli as command_line
 from isinglass.cli.exits import EXIT_CODES, FAULT, NOT_AVAILABLE, NOT_WRITTEN, WRONG_USAGE, exit_code, run
 from isinglass.errors import ChecksumError, InputError, LicenceError, MissingExtra, TrainingError, WriteError
@@ -287,3 +288,14 @@ def test_every_option_is_explained_by_a_sentence():
     for command, option in options(command_line.cli):
         assert option.help, (command, option.name)
         assert not option.help.startswith(("Of ", "As ", "Or ", "Likewise", "An image.")), (command, option.name)
+
+
+def test_an_interruption_while_the_commands_are_imported_has_its_code(monkeypatch):
+    class Interrupted:
+        def __getattr__(self, name):
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "isinglass.cli", Interrupted())
+    with pytest.raises(SystemExit) as stopped:
+        program.main()
+    assert stopped.value.code == 130

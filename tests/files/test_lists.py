@@ -3,7 +3,7 @@
 import pytest
 
 from isinglass.errors import InputError
-from isinglass.files.lists import columns_of, read_image_list, read_pair_list, tokens_of, write_pair_list
+from isinglass.files.lists import check_list, columns_of, read_image_list, read_pair_list, tokens_of, write_pair_list
 
 NAMES = ["a.jpg", "b.jpg", "my photo 1.jpg", "my photo 2.jpg", "deep/c.jpg"]
 SPACED = [("my photo 1.jpg", "my photo 2.jpg")]
@@ -129,3 +129,24 @@ def test_lists_of_images(tmp_path):
 def test_columns():
     assert columns_of('"a b" c\td e') == ['"a b" c', "d e"]
     assert tokens_of('"a b.jpg" c.jpg\t0 1.5') == ["a b.jpg", "c.jpg", "0", "1.5"]
+
+
+@pytest.mark.parametrize("content", ["", "\n \r\n", "# nothing but this\n"])
+def test_a_list_without_a_pair_is_refused(tmp_path, content):
+    file = tmp_path / "pairs.txt"
+    file.write_text(content)
+    with pytest.raises(InputError, match="holds no pair"):
+        read_pair_list(file, ["a.jpg"])
+    assert read_pair_list(file, ["a.jpg"], allow_none=True).pairs == []
+
+
+def test_what_no_image_could_mend_is_refused_before_images_are_known(tmp_path):
+    file = tmp_path / "pairs.txt"
+    for content, why in ((b"", "is empty"), (b"a.jpg,b.jpg\n", "by commas"), (b"a.jpg b.jpg\nc.jpg\n", "line 2"),
+                         ("a.jpg b.jpg".encode("utf-16"), "UTF-16"), (b"\xe9 b", "not UTF-8")):  # fmt: skip
+        file.write_bytes(content)
+        with pytest.raises(InputError, match=why):
+            check_list(file, columns=2)
+    file.write_text('my photo, 1.jpg my photo, 2.jpg\n"a b.jpg" "c.jpg"\n#3.jpg\n#3.jpg a.jpg 0.5\n')
+    check_list(file, columns=2)
+    check_list(file)

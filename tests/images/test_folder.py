@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 from PIL import Image
@@ -190,3 +192,44 @@ def test_every_command_lists_the_same(tmp_path):
     assert sorted(frame.name for frame in open_frames(tmp_path).read()) == expected
     shutil.rmtree(tmp_path / "out")
     assert Photos(tmp_path).files == paths
+
+
+TOO_LONG = "it cannot be read (File name too long). Mend that, or --exclude it"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs folders that are opened from one another")
+@pytest.mark.parametrize(("name", "levels", "is_listed"), [("f", 600, True), ("f" * 100, 60, False)])
+def test_folders_of_any_depth(tmp_path, name, levels, is_listed):
+    """Deeper than functions may call one another, and deeper than a path may be long."""
+    (tmp_path / "a.jpg").write_bytes(b"photo")
+    folder = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(levels):
+        os.mkdir(name, dir_fd=folder)
+        deeper = os.open(name, os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = deeper
+    photo = os.open("deep.jpg", os.O_CREAT | os.O_WRONLY, dir_fd=folder)
+    os.write(photo, b"photo")
+    os.close(photo)
+    os.close(folder)
+    listing = list_photos(tmp_path)
+    assert [len(found.split("/")) - 1 for found in listing.names] == [0] + [levels] * is_listed
+    assert list(listing.problems.values()) == ([] if is_listed else [TOO_LONG])
+    shutil.rmtree(tmp_path / name)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="takes a right from root as Linux does")
+def test_a_folder_without_permission_is_left_out_by_name(tmp_path):
+    put(tmp_path, "a.jpg", "locked/b.jpg", "lost+found/c.jpg")
+    for name in ("locked", "lost+found"):
+        (tmp_path / name).chmod(0)
+    command = "import sys; from isinglass.images.folder import list_photos; found = list_photos(sys.argv[1]);"
+    command += "print(found.names, found.problems)"
+    drop = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"] if os.getuid() == 0 else []
+    run = subprocess.run([*drop, sys.executable, "-c", command, tmp_path], capture_output=True, text=True, check=False)
+    for name in ("locked", "lost+found"):
+        (tmp_path / name).chmod(0o755)
+    if drop and "setpriv" in run.stderr:
+        pytest.skip("rights cannot be taken away here")
+    problem = "it cannot be read (Permission denied). Mend that, or --exclude it"
+    assert run.stdout.strip() == f"['a.jpg'] {{'locked': '{problem}'}}", run.stderr

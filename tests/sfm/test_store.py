@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -45,6 +48,36 @@ def same(one, other):
             torch.testing.assert_close(left.float(), right.float(), rtol=1e-3 if name == "descriptors" else 0, atol=0)
     assert one.signature == other.signature
     return True
+
+
+FULL = """
+import resource, sys
+sys.path[:0] = sys.argv[2:]
+from test_store import features_store, make_features
+from isinglass.errors import WriteError
+store = features_store(sys.argv[1])
+for i in range(8):
+    store.add({f"{i}.jpg": make_features(200)})
+sizes = [file.stat().st_size for file in store.folder.iterdir()]
+resource.setrlimit(resource.RLIMIT_FSIZE, (3 * max(sizes), 3 * max(sizes)))  # as a disk with room for three
+for write in (store.merge, lambda: store.copy_to(store.path.with_name("copy.h5"), list(store))):
+    try:
+        write()
+        print("written")
+    except WriteError:
+        print("refused")
+print(len(store), store.get("7.jpg").keypoints.shape[1])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no limit of the size of files")
+def test_a_full_disk_is_no_crash(tmp_path):
+    """HDF5 frees memory twice where it cannot write what it has in memory as it closes a file."""
+    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    command = [sys.executable, "-c", FULL, tmp_path / "f.h5", *paths]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (run.stdout.split(), run.returncode) == (["refused", "refused", "8", "200"], 0), run.stderr
+    assert [path.name for path in tmp_path.glob("*.h5")] == []
 
 
 # ---- what goes in comes out

@@ -52,6 +52,22 @@ class _Present(click.ParamType):
         return path
 
 
+class _List(_Present):
+    """A list of names that can be read."""
+
+    def __init__(self, columns: int) -> None:
+        super().__init__("a list", folder=False)
+        self.columns = columns
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return the path; fails where no image could make the file a list."""
+        from isinglass.files.lists import check_list
+
+        path = super().convert(value, param, ctx)
+        check_list(path, columns=self.columns)
+        return path
+
+
 class _Output(click.ParamType):
     """A file or folder that can be written."""
 
@@ -112,6 +128,7 @@ IMAGE = _Present("an image", folder=False)
 PHOTOS = _Present("a folder of photos", file=False)
 FOLDER = _Present("a folder", file=False)
 FILE = _Present("a file", folder=False)
+PAIR_LIST, IMAGE_LIST = _List(2), _List(1)
 PRESENT = _Present("an image, a folder of images, or a file made from them")
 OUTPUT_FOLDER, OUTPUT_FILE = _Output(folder=True), _Output(folder=False)
 DEVICE = Device()

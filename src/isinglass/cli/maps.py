@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from isinglass.cli.checks import (
-    FILE,
     FOLDER,
     MAPS,
     OUTPUT_FILE,
     OUTPUT_FOLDER,
+    PAIR_LIST,
     PHOTOS,
     PRESENT,
     Command,
@@ -80,7 +80,9 @@ PAIR_OPTIONS = (
     click.option(
         "--pairs", "how", type=click.Choice(_WAYS), default="auto", show_default=True, help="Method that chooses pairs."
     ),
-    click.option("--pairs-file", "file", type=FILE, help="Text file with two names per line; implies --pairs file."),
+    click.option(
+        "--pairs-file", "file", type=PAIR_LIST, help="Text file with two names per line; implies --pairs file."
+    ),
     click.option(
         "--pairs-model", "model", type=FOLDER, help="COLMAP model of these photos; implies --pairs covisible."
     ),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from isinglass.cli.checks import FILE, FOLDER, IMAGE, OUTPUT_FOLDER, PRESENT, Command
+from isinglass.cli.checks import FOLDER, IMAGE, OUTPUT_FOLDER, PAIR_LIST, PRESENT, Command
 from isinglass.cli.common import (
     MATCHER_OPTIONS,
     OK,
@@ -48,7 +48,7 @@ def _check_match(params: Mapping[str, Any]) -> None:
 @click.command(cls=Command, needs=_match_needs, checks=[_check_match], short_help="Match two images, or many.")
 @click.argument("first", type=PRESENT, required=False)
 @click.argument("second", type=PRESENT, required=False)
-@click.option("--pairs", type=FILE, help="Text file with two image names per line.")
+@click.option("--pairs", type=PAIR_LIST, help="Text file with two image names per line.")
 @click.option("--root", type=FOLDER, help="Folder that the names in --pairs are relative to.  [default: the file's]")
 @click.option(
     "-o", "--output", type=OUTPUT_FOLDER, default=Path("matches"), show_default=True, help="Folder of the results."

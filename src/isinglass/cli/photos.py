@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from isinglass.cli.checks import FILE
+from isinglass.cli.checks import IMAGE_LIST
 from isinglass.cli.common import OK, SOME_FAILED, complain
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ FOLDER_OPTIONS = (
         metavar="GLOB",
         help="Leave out files and folders of this name, such as 'thumbs' or '*_small.jpg'; repeatable.",
     ),
-    click.option("--image-list", type=FILE, help="Use only the photos that this text file names, one a line."),
+    click.option("--image-list", type=IMAGE_LIST, help="Use only the photos that this text file names, one a line."),
 )
 JSON_LINES_HELP = "Print one JSON object per {} on stdout, and a last one of what is left out, if anything is."
 MASKS_HELP = "Folder of masks (IMG.jpg.png, IMG.png, IMG.mask.png or IMG_mask.png for IMG.jpg), or one mask for all."

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from isinglass.cli.checks import OUTPUT_FILE, PRESENT, Command
+from isinglass.cli.checks import OUTPUT_FILE, PAIR_LIST, PRESENT, Command
 from isinglass.cli.common import (
     CLUSTER_OPTIONS,
     MATCHER_OPTIONS,
@@ -41,11 +41,11 @@ def _settings(context: click.Context) -> dict[str, Any]:
 
 
 def _check_match_many(params: Mapping[str, Any]) -> None:
-    """Raise InputError for a list of pairs that is not there, and options that do not go together."""
+    """Raise InputError for a list of pairs that cannot be read, and options that do not go together."""
     if params["rotation"] == "auto":
         raise InputError("--rotation auto matches each pair four times, which match-many does not; choose exif or none")
-    if params["pairs"] != "all" and not Path(params["pairs"]).is_file():
-        raise InputError(f"the list of pairs {params['pairs']!r} cannot be read: there is no such file. Check the path")
+    if params["pairs"] != "all":
+        PAIR_LIST.convert(params["pairs"], None, None)
     if params["source"].is_file() and params["masks"] is not None:
         raise click.UsageError("--masks is for a folder of photos; the features of SOURCE are there already.")
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -41,3 +43,19 @@ def write_atomically(path: PathLike) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def check_room(path: PathLike, size: int) -> None:
+    """Raise OSError unless a file of `size` bytes can be written as `path`, which is left empty.
+
+    For libraries that do not survive a full disk: HDF5 frees memory twice when it closes a file that it cannot write.
+    """
+    with Path(path).open("wb") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+            file.truncate(0)
+        except (AttributeError, OSError) as error:  # the system, or the file system, knows no such call
+            if isinstance(error, OSError) and error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+            if shutil.disk_usage(Path(path).parent).free < size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error

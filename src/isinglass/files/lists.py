@@ -23,6 +23,7 @@ Known = Callable[[str], bool] | Collection[str] | None
 _TOKEN = re.compile(r'"((?:[^"]|"")*)"(?=\s|$)|(\S+)')
 _NUMBER = re.compile(r"[-+]?[\d.]+([eE][-+]?\d+)?")
 _REMEDY = "put names that hold spaces in double quotes"
+_EXPECTED = ("the name of an image", "two names of images")
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _MAX_WORDS = 60  # of a line whose names may hold spaces; more columns are not names
 
@@ -40,14 +41,17 @@ class PairList:
     left_out: list[tuple[str, str]] = field(default_factory=list)
 
 
-def read_pair_list(file: PathLike, known: Known = None, root: PathLike | None = None) -> PairList:
+def read_pair_list(
+    file: PathLike, known: Known = None, root: PathLike | None = None, *, allow_none: bool = False
+) -> PairList:
     """Read the pairs of a text file; see the module.
 
     known  the names of all images, or whether there is an image of a name. A pair with another name is still a pair of
            the list where the line can be read in one way only; who uses the list reports it
     root   the folder that names are relative to: an absolute path below it becomes such a name
 
-    Raises InputError where the file cannot be read, is UTF-16 or separated by commas, or a line has no two names.
+    Raises InputError where the file cannot be read, is UTF-16 or separated by commas, a line has no two names, or,
+    unless `allow_none`, there is no line.
     """
     is_known = known if known is None or callable(known) else set(known).__contains__
     pairs: list[tuple[str, str]] = []
@@ -70,6 +74,8 @@ def read_pair_list(file: PathLike, known: Known = None, root: PathLike | None = 
             raise InputError(f"{where}; expected the names of two images. {_REMEDY.capitalize()}")
         else:
             problems[f"line {number}"] = f"{where}; expected two names of the images that are there. {_REMEDY}"
+    if not pairs and not problems and not allow_none:
+        raise InputError(f"the list {str(file)!r} holds no pair; expected two names of images per line")
     return PairList(pairs=pairs, lines=lines, problems=problems)
 
 
@@ -111,6 +117,20 @@ def problems_by_place(listed: PairList, file: PathLike) -> dict[str, str]:
     """Return the problems of a list by line and file, as those of photos are by name."""
     places = {line: f"{line} of {str(file)!r}" for line in listed.problems}
     return {places[line]: f"it {why.removeprefix(places[line]).strip()}" for line, why in listed.problems.items()}
+
+
+def check_list(file: PathLike, *, columns: int = 1) -> None:
+    """Raise InputError where a list of names cannot be read, is empty, or a line has too few columns.
+
+    For use before any work: what depends on the images that are there is found when the list is read.
+    """
+    lines = _lines(file)
+    if not lines:
+        raise InputError(f"the list {str(file)!r} is empty; expected {_EXPECTED[columns - 1]} per line")
+    for number, line in lines:
+        if not line.startswith("#") and len(columns_of(line)) < columns:
+            what = "names separated by white space or tabs, not by commas" if "," in line else _EXPECTED[columns - 1]
+            raise InputError(f"line {number} of {str(file)!r} is {printable(line)!r}; expected {what}")
 
 
 def read_image_list(file: PathLike, root: PathLike | None = None) -> list[str]:

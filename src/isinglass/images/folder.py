@@ -28,7 +28,7 @@ from isinglass.names import is_one_line, printable
 PathLike = str | os.PathLike[str]
 MARKER = ".isinglass-output"  # in folders whose pictures are all written by Isinglass
 _THUMBNAILS = ("@eadir", ".thumbnails", ".@__thumb", ".thumb", ".thumbs", ".picasaoriginals")
-_ADDED = ("__macosx", "$recycle.bin", "#recycle", "@recycle", "system volume information")
+_ADDED = ("__macosx", "$recycle.bin", "#recycle", "@recycle", "system volume information", "lost+found")
 _NAME_REMEDY = "rename it with letters that are valid UTF-8, without line breaks"
 
 
@@ -137,13 +137,17 @@ class _Lister:
         self.problems: dict[str, str] = {}
         self._left: dict[tuple[str, str], list[str]] = {}  # by kind and remedy
         self._visited: set[tuple[int, int]] = set()
+        self._folders: list[tuple[Path, str]] = []  # that are still to be listed
         self._links: list[tuple[Path, str]] = []
         self._masks = None if selection.masks is None else _place(selection.masks)
 
     def listed(self) -> Listing:
         """Return what is in the folder: first its own folders, then those that are linked from them."""
-        self._enter(self.root, "")
-        while self._links:
+        self._folders.append((self.root, ""))
+        while self._folders or self._links:
+            if self._folders:
+                self._enter(*self._folders.pop(0))
+                continue
             path, name = self._links.pop(0)
             if _place(path) in self._visited:
                 self._leave("links to folders that are listed already", "nothing is lost", name)
@@ -170,7 +174,7 @@ class _Lister:
         return Listing(names=sorted(set(self.names)), left_out=left_out, problems=self.problems)
 
     def _enter(self, folder: Path, prefix: str) -> None:
-        """List a folder, and its own folders; links to folders are put aside."""
+        """List a folder; its own folders, and links to folders, are put aside."""
         self._visited.add(_place(folder))
         try:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -180,16 +184,23 @@ class _Lister:
         reported = _reported(folder, entries)
         tracked = any(entry.name in ("track.json", "track.parts") for entry in entries)
         for entry in entries:
-            name, path = prefix + entry.name, Path(entry.path)
-            if self.selection.excludes(name):
-                for found in _images_below(path, name):
-                    self._leave("photos that --exclude names", "change the pattern", found)
-            elif entry.is_dir():
-                self._take_folder(entry, name, tracked=tracked)
-            elif path.suffix.lower() == ".png" and path.stem in reported:
-                self._leave("pictures of matches", "they were written by `isinglass match`", name)
-            else:
-                self._take(path, name)
+            name = prefix + entry.name
+            try:
+                self._look_at(entry, name, reported, tracked=tracked)
+            except OSError as error:  # no permission; a path that is too long; a disk that breaks
+                self.problems[printable(name)] = f"it cannot be read ({error.strerror}). Mend that, or --exclude it"
+
+    def _look_at(self, entry: os.DirEntry[str], name: str, reported: set[str], *, tracked: bool) -> None:
+        path = Path(entry.path)
+        if self.selection.excludes(name):
+            for found in _images_below(path, name):
+                self._leave("photos that --exclude names", "change the pattern", found)
+        elif entry.is_dir():
+            self._take_folder(entry, name, tracked=tracked)
+        elif path.suffix.lower() == ".png" and path.stem in reported:
+            self._leave("pictures of matches", "they were written by `isinglass match`", name)
+        else:
+            self._take(path, name)
 
     def _take_folder(self, entry: os.DirEntry[str], name: str, *, tracked: bool) -> None:
         path = Path(entry.path)
@@ -202,7 +213,7 @@ class _Lister:
         elif entry.is_symlink():
             self._links.append((path, name))
         elif _place(path) not in self._visited:
-            self._enter(path, f"{name}/")
+            self._folders.append((path, f"{name}/"))
 
     def _take(self, path: Path, name: str, *, listed: bool = True) -> None:
         """Take a file, or leave it out; `listed` is False for one that a person named."""

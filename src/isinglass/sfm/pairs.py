@@ -129,12 +129,12 @@ def covisible(model: Any, *, neighbours: int = 20, common_points: int = 15) -> l
 
 
 def read_pairs(file: PathLike, names: Sequence[str] | None = None) -> list[Pair]:
-    """Return the pairs of a text file of two names a line, see `isinglass.files.lists`.
+    """Return the pairs of a text file of two names a line, or none of an empty one, see `isinglass.files.lists`.
 
     Names may hold spaces without quotes only where `names`, all there are, are given. Without `names` pairs are in the
     order of names. Raises InputError for a line without two names, or with unknown ones.
     """
-    found = read_pair_list(file, names)
+    found = read_pair_list(file, names, allow_none=True)
     known = None if names is None else set(names)
     for number, pair in zip(found.lines, found.pairs, strict=True):
         if known is not None and not known.issuperset(pair):

@@ -31,7 +31,7 @@ import filelock
 import numpy as np
 
 from isinglass.errors import InputError, WriteError
-from isinglass.files.atomic import PathLike, write_atomically
+from isinglass.files.atomic import PathLike, check_room, write_atomically
 from isinglass.files.hdf5 import (
     FORMAT,
     attributes_hash,
@@ -45,6 +45,7 @@ from isinglass.types import Signature
 
 OPEN_FILES = 16
 STALE_S = 3600.0  # after which a temporary file is nobody's
+_ROOM = 64 * 1024  # bytes that a file takes beyond its parts
 _HDF5_BEGINS = b"\x89HDF\r\n\x1a\n"
 _TEXTS = ("schema", "signature", "settings")
 _DAMAGE = (OSError, RuntimeError, KeyError, ValueError, IndexError, TypeError, MemoryError, zlib.error)
@@ -146,6 +147,7 @@ class Records(Generic[_Key]):
         """Write some records, as they are, as a new store. Raises InputError where one is damaged, WriteError."""
         rows = [self._where[key][1] for key in keys]
         with write_atomically(path) as temporary:
+            self._check_room(temporary, len(keys) / max(len(self), 1))
             try:
                 with h5py_module().File(temporary, "w", libver=FORMAT, locking=False) as copied:
                     for key, row in zip(keys, rows, strict=True):
@@ -306,6 +308,7 @@ class Records(Generic[_Key]):
         rows = [row for _, row in self._where.values()]
         added = [(file, row) for file, row in self._where.values() if file != self.path]
         old = self.path.is_file() and self._count_of(self.path) == len(rows) - len(added)
+        self._check_room(temporary, 1.0)
         if old:
             shutil.copyfile(self.path, temporary)
         else:
@@ -321,6 +324,10 @@ class Records(Generic[_Key]):
             ) from error
         except RuntimeError as error:  # what h5py makes of a full disk
             raise OSError(str(error)) from error
+
+    def _check_room(self, file: Path, share: float) -> None:
+        """Raise OSError unless a share of all records, with a little more, fits onto the disk as `file`."""
+        check_room(file, int(1.05 * share * sum(part.stat().st_size for part in self._files)) + _ROOM)
 
     def _count_of(self, file: Path) -> int:
         return len(_rows_of(_attributes_of(self._file(file), file)[1])[0])
