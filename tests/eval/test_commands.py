@@ -67,3 +67,33 @@ def test_what_cannot_be_measured_is_said(isinglass, tmp_path):
     assert code == 2 and "there is no file" in err
     code, _, err = isinglass("eval", "hpatchez", tmp_path)
     assert code == 2 and "hpatchez" in err
+
+
+def test_photos_of_a_folder_are_chosen_and_what_is_left_out_is_said(isinglass, motorcycle, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    picture = Image.fromarray((motorcycle[0] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
+    for name in ("a.png", "b.png", "c_small.png"):
+        picture.resize((320, 240)).save(folder / name)
+    (folder / "._a.png").write_bytes(b"AppleDouble")
+    command = ("eval", "scale", folder, "--no-report", "--json", "--limit", 15, "--threshold", 1, *FAST)
+
+    code, out, err = isinglass(*command, "-o", tmp_path / "o", "--exclude", "*_small.png")
+    assert code == 0 and json.loads(out)["benchmark"]["num_pairs"] == 10
+    kinds = {left["kind"]: left["count"] for left in json.loads(out)["left_out"]}
+    assert kinds == {"AppleDouble files of macOS": 1, "photos that --exclude names": 1}
+    assert "photos that --exclude names (1, such as c_small.png)" in err
+
+    (tmp_path / "list.txt").write_text("b.png\ngone.png\n")
+    code, out, err = isinglass(*command, "-o", tmp_path / "o", "--image-list", tmp_path / "list.txt")
+    assert code == 1 and json.loads(out)["benchmark"]["num_pairs"] == 5
+    assert json.loads(out)["problems"] == {"gone.png": "there is no such file"}
+    (folder / "b.png").write_text("no photo")
+    code, out, err = isinglass(*command, "-o", tmp_path / "o", "--exclude", "*_small.png")
+    assert code == 1 and json.loads(out)["benchmark"]["num_pairs"] == 5
+
+
+@pytest.mark.parametrize("command", ["eval", "tune"])
+def test_photos_of_a_data_set_cannot_be_chosen(isinglass, data, tmp_path, command):
+    code, _, err = isinglass(command, "hpatches", data, "-o", tmp_path / "o", "--exclude", "1.png", *FAST[:-2])
+    assert code == 2 and "made of photos: synthetic, rotation, scale" in err and not (tmp_path / "o").exists()

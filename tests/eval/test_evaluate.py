@@ -159,7 +159,8 @@ def test_a_file_that_is_no_run_is_refused(tmp_path):
 
 
 def test_the_command_line_knows_the_benchmarks_that_there_are():
-    from isinglass.cli.evaluation import BENCHMARKS
-    from isinglass.eval.benchmarks import LOADERS
+    from isinglass.cli import evaluation
+    from isinglass.eval import benchmarks
 
-    assert set(BENCHMARKS) == set(LOADERS)
+    assert set(evaluation.BENCHMARKS) == set(benchmarks.LOADERS)
+    assert evaluation.OF_PHOTOS == benchmarks.OF_PHOTOS

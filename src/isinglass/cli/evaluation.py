@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from isinglass.cli.checks import FILE, OUTPUT_FILE, OUTPUT_FOLDER, PRESENT, Command, Number
-from isinglass.cli.common import MATCHER_OPTIONS, OK, PIPELINE_OPTIONS, make_pipeline, options, with_progress
+from isinglass.cli.common import (
+    MATCHER_OPTIONS,
+    OK,
+    PIPELINE_OPTIONS,
+    SOME_FAILED,
+    make_pipeline,
+    options,
+    with_progress,
+)
+from isinglass.cli.photos import FOLDER_OPTIONS, Photos
+
+if TYPE_CHECKING:
+    from isinglass.datasets.pairs import Benchmark
 
 BENCHMARKS = (
     "hpatches",
@@ -22,6 +35,7 @@ BENCHMARKS = (
     "rotation",
     "scale",
 )  # as isinglass.eval.benchmarks knows them (a test holds them equal)
+OF_PHOTOS = ("synthetic", "rotation", "scale")  # likewise: those that are made of a folder of photos
 BENCHMARK_OPTIONS = (
     click.argument("benchmark", type=click.Choice(BENCHMARKS)),
     click.argument("data", type=PRESENT),
@@ -29,13 +43,37 @@ BENCHMARK_OPTIONS = (
         "-o", "--output", type=OUTPUT_FOLDER, default=Path("eval"), show_default=True, help="Folder of the results."
     ),
     click.option("--limit", type=click.IntRange(1), help="Maximum number of pairs, spread evenly over all."),
+    *FOLDER_OPTIONS,
 )
+
+
+def _check_selection(params: Mapping[str, Any]) -> None:
+    """Raise UsageError where photos of a data set are to be left out."""
+    if params["benchmark"] not in OF_PHOTOS and (params["exclude"] or params["image_list"] is not None):
+        raise click.UsageError(f"--exclude and --image-list are for benchmarks made of photos: {', '.join(OF_PHOTOS)}.")
+
+
+def _benchmark(name: str, data: Path, cache: Path, limit: int | None, photos: Photos) -> Benchmark:
+    """Return a benchmark, and say what photos of its folder are left out."""
+    from isinglass.eval.benchmarks import load_benchmark
+
+    selection = None
+    if name in OF_PHOTOS and data.is_dir():
+        photos.listing(data)
+        selection = photos.selection(data)
+    return load_benchmark(name, data, cache=cache, limit=limit, selection=selection)
+
+
+def _code(name: str, photos: Photos, problems: Sequence[str]) -> int:
+    """Return the exit code: photos of a folder count as everywhere, what a data set lacks is a note of the result."""
+    return SOME_FAILED if photos.problems or (name in OF_PHOTOS and problems) else OK
 
 
 @click.command(
     name="eval",
     cls=Command,
     needs=lambda params: {"matplotlib": "viz"} if params["report"] else {},
+    checks=[_check_selection],
     short_help="Measure on a benchmark.",
 )
 @options(*BENCHMARK_OPTIONS)
@@ -74,12 +112,12 @@ def evaluate(
     Writes <label>.json and <label>.npz. A run that was stopped goes on where it was when the same command is given
     again; other solvers and thresholds reuse its matches.
     """
-    from isinglass.eval.benchmarks import load_benchmark
+    photos = Photos(settings)
     from isinglass.eval.evaluate import SOLVERS, Protocol
     from isinglass.eval.evaluate import evaluate as measure
     from isinglass.eval.summary import summary
 
-    loaded = load_benchmark(benchmark, data, cache=output / "data", limit=limit)
+    loaded = _benchmark(benchmark, data, output / "data", limit, photos)
     pipeline = make_pipeline(settings)
     chosen: dict[str, Any] = {"thresholds_px": thresholds, "fixed_threshold_px": thresholds[0]} if thresholds else {}
     protocol = Protocol(solvers=solvers or SOLVERS[loaded.task], seed=seed, **chosen)
@@ -97,8 +135,8 @@ def evaluate(
         from isinglass.eval.report import write_report
 
         write_report([run], output / f"{name}.html")
-    click.echo(json.dumps(run.info) if as_json else summary(run))
-    return OK
+    click.echo(json.dumps({**run.info, **photos.report()}) if as_json else summary(run))
+    return _code(benchmark, photos, run.info["benchmark"]["problems"])
 
 
 @click.command(cls=Command, needs={"matplotlib": "viz"}, short_help="Make a page of one or several runs.")
@@ -135,7 +173,9 @@ def compare(first: Path, second: Path, output: Path | None, as_json: bool) -> in
     return OK
 
 
-@click.command(cls=Command, short_help="Find LightGlue's thresholds for your data and machine.")
+@click.command(
+    cls=Command, checks=[_check_selection], short_help="Find LightGlue's thresholds for your data and machine."
+)
 @options(*BENCHMARK_OPTIONS)
 @click.option("--budget", type=Number(0), default=0.5, show_default=True, help="Maximum loss in AUC points.")
 @click.option("--solver", default="poselib", show_default=True, help="Solver of the geometry.")
@@ -156,19 +196,20 @@ def tune(
     **settings: Any,
 ) -> int:
     """Find the fastest thresholds of LightGlue for BENCHMARK in DATA that lose at most --budget AUC points."""
-    from isinglass.eval.benchmarks import load_benchmark
+    photos = Photos(settings)
     from isinglass.eval.tune import Search
     from isinglass.eval.tune import tune as search
 
     found = search(
-        load_benchmark(benchmark, data, cache=output / "data", limit=limit),
+        _benchmark(benchmark, data, output / "data", limit, photos),
         make_pipeline(settings),
         output,
         Search(budget=budget, solver=solver, threshold_px=threshold),
         progress=lambda items, count: with_progress(items, count, "tuning"),
     )
-    click.echo(json.dumps(found.as_dict()) if as_json else str(found))
-    return OK
+    told = {**found.as_dict(), "left_out": photos.left_out}
+    click.echo(json.dumps(told) if as_json else str(found))
+    return _code(benchmark, photos, found.problems)
 
 
 @click.command(cls=Command, short_help="Calibrate match scores.")

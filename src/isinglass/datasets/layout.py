@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from isinglass.datasets.pairs import Benchmark, EvalPair
 from isinglass.errors import InputError
-from isinglass.images.folder import list_photos
+from isinglass.images.folder import Selection, list_photos
 from isinglass.images.formats import READABLE_SUFFIXES
 
 PathLike = str | os.PathLike[str]
@@ -24,12 +24,12 @@ def existing_folder(folder: PathLike, holds: str) -> Path:
     return Path(folder)
 
 
-def image_files(folder: Path) -> Iterator[Path]:
+def image_files(folder: Path, selection: Selection | None = None) -> Iterator[Path]:
     """Yield the photos in and below a folder, as `images.folder.list_photos` finds them, by name.
 
     Photos that cannot be read come, too: whoever reads them says so.
     """
-    listing = list_photos(folder, allow_none=True)
+    listing = list_photos(folder, selection, allow_none=True)
     for name in sorted([*listing.names, *listing.problems]):
         if (folder / name).is_file():
             yield folder / name

@@ -27,6 +27,7 @@ from isinglass.datasets.views import TO_CORNERS, Shape, middle, random_view, shi
 from isinglass.errors import InputError
 from isinglass.files import write_atomically
 from isinglass.images import read_header, read_image
+from isinglass.images.folder import Selection
 
 Photos = PathLike | Sequence[Path]
 View = tuple[Floats, Shape]
@@ -46,6 +47,7 @@ def synthetic_homographies(
     size: Shape = (640, 480),
     max_angle_deg: float = 45.0,
     photometric: bool = True,
+    selection: Selection | None = None,
 ) -> Benchmark:
     """`count` pairs: a photo and a random view of it, in turn through the photos (SuperGlue, section 5.1).
 
@@ -55,13 +57,14 @@ def synthetic_homographies(
                    are turned by up to `max_angle_deg` and shifted as far as there is room. That is how glue-factory
                    draws them; what SuperGlue drew, with SuperPoint's sampler, is not published
     photometric    gamma, contrast, brightness, blur and noise, drawn for each view
+    selection      which photos of a folder are used; None = all
 
     SuperGlue's numbers are precision, recall, and AUC of the corner error at 10 px by RANSAC and by DLT, with 512
     keypoints.
 
     Raises InputError where no photo can be used.
     """
-    photos = _photos(images)
+    photos = _photos(images, selection)
 
     def pair(index: int) -> EvalPair:
         photo = photos[index % len(photos)]
@@ -76,7 +79,9 @@ def synthetic_homographies(
     return replace(_benchmark("synthetic", options, photos, pair, range(count)), auc_at=SUPERGLUE_AUC_AT)
 
 
-def rotation_sweep(images: Photos, step_deg: float, cache: PathLike, *, side_px: int = 480) -> Benchmark:
+def rotation_sweep(
+    images: Photos, step_deg: float, cache: PathLike, *, side_px: int = 480, selection: Selection | None = None
+) -> Benchmark:
     """Every photo against itself turned by 0, `step_deg`, ... below 360 degrees, counter-clockwise as seen.
 
     Both views are the square that fits into the circle that fits into the photo, once upright and once turned about
@@ -87,7 +92,7 @@ def rotation_sweep(images: Photos, step_deg: float, cache: PathLike, *, side_px:
     """
     if not 0 < step_deg <= 360:
         raise InputError(f"step_deg is {step_deg}; expected more than 0 and at most 360")
-    photos = _photos(images)
+    photos = _photos(images, selection)
 
     def pair(item: tuple[_Photo, float]) -> EvalPair:
         photo, angle_deg = item
@@ -104,7 +109,14 @@ def rotation_sweep(images: Photos, step_deg: float, cache: PathLike, *, side_px:
     return _benchmark("rotation", f"step {step_deg:g} deg, {side_px} px", photos, pair, items)
 
 
-def scale_sweep(images: Photos, factors: Sequence[float], cache: PathLike, *, long_side_px: int = 640) -> Benchmark:
+def scale_sweep(
+    images: Photos,
+    factors: Sequence[float],
+    cache: PathLike,
+    *,
+    long_side_px: int = 640,
+    selection: Selection | None = None,
+) -> Benchmark:
     """Every photo against its middle magnified by each of the factors, which are 1 or more.
 
     Both views have the photo's shape, and a long side of `long_side_px` or less if the photo has less: so resizing all
@@ -115,7 +127,7 @@ def scale_sweep(images: Photos, factors: Sequence[float], cache: PathLike, *, lo
     """
     if not factors or not min(factors) >= 1:
         raise InputError(f"factors are {list(factors)}; expected at least one, and none below 1")
-    photos = _photos(images)
+    photos = _photos(images, selection)
 
     def pair(item: tuple[_Photo, float]) -> EvalPair:
         photo, factor = item
@@ -161,11 +173,11 @@ class _Photo:
         return Image.fromarray((image_HWC * 255).round().astype(np.uint8))
 
 
-def _photos(images: Photos) -> list[_Photo]:
+def _photos(images: Photos, selection: Selection | None) -> list[_Photo]:
     if isinstance(images, Sequence) and not isinstance(images, str):
         return [_Photo(Path(path).as_posix(), Path(path)) for path in images]
     folder = existing_folder(images, "photos")
-    return [_Photo(path.relative_to(folder).as_posix(), path) for path in image_files(folder)]
+    return [_Photo(path.relative_to(folder).as_posix(), path) for path in image_files(folder, selection)]
 
 
 def _benchmark(
