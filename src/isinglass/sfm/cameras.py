@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ import numpy as np
 
 from isinglass.errors import InputError
 from isinglass.images import Header, read_header
+from isinglass.sfm.notes import group_notes
 from isinglass.sfm.options import GUESSED_FOCAL, CameraOptions, pycolmap_module
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ def find_cameras(photos: PathLike, names: Sequence[str], options: CameraOptions)
         found = [(known[headers[group[0]].size], group) for group in groups.values()]
         return Cameras(groups=[(copy.copy(camera), group) for camera, group in found], notes=notes, problems=problems)
     cameras = [(_camera(headers[group[0]], options), group) for group in groups.values()]
-    return Cameras(groups=cameras, notes=[*_give_priors(cameras), *_notes(headers)], problems=problems)
+    notes = group_notes({name: header.exif.notes for name, header in headers.items()})
+    return Cameras(groups=cameras, notes=[*_give_priors(cameras), *notes], problems=problems)
 
 
 # ---- known intrinsics
@@ -159,17 +161,6 @@ def _give_priors(cameras: Sequence[tuple[Any, list[str]]]) -> list[str]:
     return [
         f"the focal length of {len(guessed)} fisheye camera{'s' if len(guessed) > 1 else ''} is not known: "
         f"{_FISHEYE_FOCAL:g} times the long side was assumed. Give --camera-params where they are known"
-    ]
-
-
-def _notes(headers: Mapping[str, Header]) -> list[str]:
-    """Return what was not believed of EXIF: each reason with the photo, or how many there are and the first."""
-    names: dict[str, list[str]] = {}
-    for name, header in headers.items():
-        for note in header.exif.notes:
-            names.setdefault(note, []).append(name)
-    return [
-        f"{same[0]!r}{f' and {len(same) - 1} more' if len(same) > 1 else ''}: {note}" for note, same in names.items()
     ]
 
 

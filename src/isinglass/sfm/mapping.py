@@ -41,6 +41,7 @@ from isinglass.sfm.extraction import feature_settings
 from isinglass.sfm.focal import LEAST_PLACED, copy_without_priors, explain_false_priors, priors_in, priors_of
 from isinglass.sfm.map_folder import SCHEMA, is_model, options_of
 from isinglass.sfm.matching import matching_settings
+from isinglass.sfm.notes import group_notes, photo_notes
 from isinglass.sfm.options import MapOptions, check_rotation
 from isinglass.sfm.page import write_map_page
 from isinglass.sfm.pairs import read_pairs, write_pairs
@@ -154,15 +155,20 @@ class _Making:
             filled = computing.extract(
                 path, self.photos, self.names, self.pipeline, masks=self.options.masks, tell=self._tell("extract")
             )
-            return {"problems": filled.problems}
+            with FeatureStore(path, self.pipeline.extractor.signature, settings) as store:
+                digests = {name: store.digest(name) for name in self.names}
+            cache = self.folder / "stages/photo-notes.json"
+            notes = photo_notes(self.photos, digests, self.pipeline.options.stretch, cache)
+            return {"problems": filled.problems, "notes": notes}
 
         def is_whole(earlier: dict[str, Any]) -> bool:  # damaged records are taken out of a store
             with FeatureStore(path, self.pipeline.extractor.signature, settings) as store:
-                return all(name in store or name in earlier["problems"] for name in self.names)
+                there = all(name in store or name in earlier["problems"] for name in self.names)
+            return there and "notes" in earlier  # which maps of earlier versions lack
 
-        self.problems = (
-            self.stages.run("extract", key, [path], work, is_whole).result["problems"] | self.listing.problems
-        )
+        result = self.stages.run("extract", key, [path], work, is_whole).result
+        self.problems = result["problems"] | self.listing.problems
+        self.notes += group_notes(result["notes"])
         self.store = FeatureStore(path, self.pipeline.extractor.signature, settings)
         for name in self.names:
             if name not in self.store:

@@ -14,7 +14,7 @@ class MapSummary:
     """What came of a map.
 
     photos        in the folder; `problems` of those that could not be used, and of lines and names of a list of pairs
-    notes         what a person should know of what was left out, of masks, pairs and cameras
+    notes         what a person should know of what was left out, of masks, pixels of photos, pairs and cameras
     turned        which photos seem to be stored turned, and what to do; "" where none were found
     frame         whether the frame of an earlier map in the same folder was kept; "" where there was none
     colmap        warnings and errors of COLMAP, each once
