@@ -11,7 +11,7 @@ import pytest
 
 from isinglass import pipeline as pipelines
 from isinglass.pipeline import Pipeline
-from support import pattern
+from support import pattern, write_photos
 
 CHILDREN = """
 import multiprocessing
@@ -59,6 +59,60 @@ def test_children_match(tmp_path, how, matcher):
     done = subprocess.run(
         [sys.executable, script, how, matcher], capture_output=True, text=True, timeout=120, check=False
     )
+    assert done.returncode == 0, done.stderr
+
+
+MAPS = """
+import multiprocessing
+import sys
+from pathlib import Path
+import torch
+from isinglass import Pipeline
+from isinglass.sfm.mapping import MapOptions, make_map
+
+FOLDER, PHOTOS = Path(sys.argv[1]), Path(sys.argv[1]) / "photos"
+
+def pipeline():
+    return Pipeline(extractor="rootsift", matcher="nearest", max_keypoints=200, resize=320, device="cpu")
+
+def make(name, workers=1):
+    return make_map(PHOTOS, FOLDER / name, pipeline(), MapOptions(workers=workers))
+
+def child(name, workers, sent):
+    summary = make(name, workers)
+    sent.put((summary.pairs, summary.matched, summary.verified, summary.problems))
+
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    names = sorted(PHOTOS.iterdir())
+    pipeline().match(names[0], names[1])
+    if sys.argv[2] == "map":
+        make("of the parent")
+    context = multiprocessing.get_context("fork")
+    sent = context.Queue()
+    process = context.Process(target=child, args=("of the child", int(sys.argv[3]), sent))
+    process.start()
+    found = sent.get(timeout=100)
+    process.join(20)
+    assert process.exitcode == 0, process.exitcode
+    summary = make("of the parent")
+    expected = summary.pairs, summary.matched, summary.verified, summary.problems
+    assert found == expected and expected[1] > 0, (found, expected)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
+@pytest.mark.parametrize(("before", "workers"), [("match", 1), ("map", 1), ("map", 2)])
+def test_a_forked_child_makes_a_map(tmp_path, before, workers):
+    """All that a map uses has threads of its own: torch, OpenCV, faiss, COLMAP, and worker processes."""
+    for package in ("cv2", "h5py", "faiss", "pycolmap"):
+        pytest.importorskip(package)
+    write_photos(tmp_path / "photos", count=4, size=(320, 240), every=6)
+    script = tmp_path / "maps.py"
+    script.write_text(MAPS)
+    command = [sys.executable, script, tmp_path, before, str(workers)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
     assert done.returncode == 0, done.stderr
 
 
