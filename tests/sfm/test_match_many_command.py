@@ -99,7 +99,7 @@ def test_photos_and_pairs_that_cannot_be_used(tmp_path, photos, isinglass):
     [
         (["none", "all"], "there is no file or folder 'none'"),
         (["photos", "all", "--rotation", "auto"], "--rotation auto matches each pair four times"),
-        (["photos", "none.txt"], r"the list of pairs 'none.txt' cannot be read"),
+        (["photos", "none.txt"], "there is no file 'none.txt'; expected a list"),
         (["photos/0.png", "all"], "is no HDF5 file. Give another path"),
     ],
 )
