@@ -16,6 +16,7 @@ from isinglass.errors import InputError
 from isinglass.files import load_features, read_if_whole, save_features
 from isinglass.images import reading_version
 from isinglass.names import file_name
+from isinglass.ops.anatomy import PARTS, customized
 from isinglass.options import feature_settings, features_key, matching_options
 from isinglass.pipeline import Pipeline
 from isinglass.types import Features
@@ -111,10 +112,12 @@ def _identity(model: Any) -> list[object]:
     """
     kind = type(model)
     told: list[object] = [f"{kind.__module__}.{kind.__qualname__}"]
+    if changed := customized(model):
+        told.append(changed)
     if isinstance(model, torch.nn.Module):
         told.append(state_digest(model.state_dict()))
     if kind.__module__.split(".")[0] == "isinglass":
-        parts = (getattr(model, name, None) for name in ("detector", "describer"))  # of one made of two
+        parts = (getattr(model, name, None) for name in PARTS)
         return [
             *told,
             *(getattr(model, name, None) for name in _SETTINGS),

@@ -8,6 +8,8 @@ only for as long as its numbers stay the same. Nothing here trusts version count
 from __future__ import annotations
 
 import functools
+import hashlib
+import secrets
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +20,8 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks_of_all
 
 BLUEPRINTS = 16  # kept, of different classes and configs
+PARTS = ("detector", "describer")  # of an extractor that is made of two
+_PROCESS = secrets.token_hex(8)
 USAGE = ("training", "compute_dtype", "max_tokens", "execution", "weights_name", "weights_id", "accepts")
 
 
@@ -97,6 +101,30 @@ def is_replaced(network: nn.Module, kind: type[nn.Module], methods: Iterable[str
     )
 
 
+def customized(model: object) -> str | None:
+    """Return what a model is beside its settings and weights, as text to keep results by; None = nothing.
+
+    A subclass of a class of this package is named. Hooks, replaced methods and replaced modules cannot be: their text
+    is theirs in this process alone, so that nothing that was computed with them is taken for another model's.
+    """
+    kind, own = type(model), getattr(model, "__dict__", {})
+    found = [] if _is_ours(kind) or not any(map(_is_ours, kind.__mro__)) else [f"{kind.__module__}.{kind.__qualname__}"]
+    changes: list[object] = []
+    for name, module in model.named_modules() if isinstance(model, nn.Module) else [("", model)]:
+        values = getattr(module, "__dict__", {})
+        changes += [(name, key, id(values[key])) for key in sorted(values.keys() & _methods(type(module)))]
+        for hooks in ("_forward_hooks", "_forward_pre_hooks"):
+            changes += [(name, hooks, number) for number in values.get(hooks, ())]  # each number is given once
+    if isinstance(model, nn.Module) and _is_ours(type(model)) and hasattr(model, "Config"):
+        problem = modification(model, type(model), any_tensors=True)
+        changes += [] if problem is None else [problem, anatomy(model)]
+    if changes:
+        digest = hashlib.sha256(repr(changes).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        found.append(f"changed, {_PROCESS}-{digest}")
+    found += [f"{part}: {text}" for part in PARTS if part in own and (text := customized(own[part]))]
+    return ", ".join(found) or None
+
+
 class Snapshot:
     """The anatomy and all numbers of a network as they were: `holds` says whether they still are."""
 
@@ -124,6 +152,10 @@ def can_be_compared(network: nn.Module) -> bool:
         type(value) in (Tensor, nn.Parameter) and value.layout == torch.strided and not value.is_meta
         for value in tensors_of(network)
     )
+
+
+def _is_ours(kind: type) -> bool:
+    return kind.__module__.split(".")[0] == __name__.split(".")[0]
 
 
 def _part(module: nn.Module) -> Part:

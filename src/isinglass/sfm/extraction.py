@@ -20,6 +20,7 @@ from isinglass.files import PathLike
 from isinglass.images import reading_version
 from isinglass.images.folder import list_photos
 from isinglass.images.masks import find_masks
+from isinglass.ops.anatomy import customized
 from isinglass.pipeline import Pipeline
 from isinglass.sfm.progress import Tell
 from isinglass.sfm.store import FeatureStore, check_name
@@ -46,11 +47,13 @@ def image_names(folder: PathLike) -> list[str]:
 def feature_settings(pipeline: Pipeline) -> str:
     """Return what features depend on beside photo, mask and extractor, as a store's `settings`.
 
-    The extractor's signature says which weights it has; if they were changed by hand since, their digest is here.
+    The extractor's signature says which weights it has; what was changed by hand since is here, weights as a digest.
     """
     settings, extractor = options.feature_settings(pipeline.options, pipeline.tile), pipeline.extractor
     if isinstance(extractor, Pretrained) and (digest := extractor.changed_weights()) is not None:
         settings["changed_weights"] = digest
+    if (custom := customized(extractor)) is not None:
+        settings["custom"] = custom
     return json.dumps(settings)
 
 

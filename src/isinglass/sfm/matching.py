@@ -19,6 +19,7 @@ import torch
 
 from isinglass.errors import InputError, WriteError
 from isinglass.files import PathLike
+from isinglass.ops.anatomy import customized
 from isinglass.pipeline import Pipeline
 from isinglass.sfm.extraction import feature_settings
 from isinglass.sfm.progress import Tell
@@ -83,6 +84,8 @@ def settings_of(matcher: Matcher, features: str) -> str:
         told["execution"] = execution
     if isinstance(matcher, Pretrained) and (digest := matcher.changed_weights()) is not None:
         told["changed_weights"] = digest
+    if (custom := customized(matcher)) is not None:
+        told["custom"] = custom
     return json.dumps(told, default=repr)
 
 
