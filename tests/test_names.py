@@ -1,8 +1,13 @@
 """Names of results: valid everywhere, short enough, and always the same."""
 
+from pathlib import Path
+
 import pytest
 
-from isinglass.names import distinguished, file_name, folded, is_one_line, pair_name, printable
+import isinglass
+from isinglass.datasets.layout import image_of
+from isinglass.errors import IsinglassError
+from isinglass.names import distinguished, exists, file_name, folded, is_file, is_one_line, pair_name, printable
 
 
 def test_plain_names_stay():
@@ -34,3 +39,17 @@ def test_names_that_some_file_system_takes_for_one():
 def test_names_can_be_shown():
     assert printable("caf\udce9\n.jpg") == "caf\\udce9\\n.jpg"
     assert is_one_line("👩‍👩‍👧 ä.jpg") and not is_one_line("a\tb") and not is_one_line("\udce9")
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a/" * 3000 + "b", "a\0b", "\udc80" * 300])
+def test_a_path_that_no_file_can_have_is_one_that_is_not_there(tmp_path, name):
+    assert not is_file(tmp_path / name) and not exists(tmp_path / name)
+    for read in (
+        lambda: image_of(tmp_path, name),
+        lambda: isinglass.match(tmp_path / name, tmp_path / "b.jpg"),
+        lambda: isinglass.match(name, "b.jpg"),
+        lambda: isinglass.Pipeline(matcher=name),
+        lambda: isinglass.LightGlue.pretrained(Path(name)),
+    ):
+        with pytest.raises(IsinglassError):
+            read()

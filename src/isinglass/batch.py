@@ -28,7 +28,7 @@ from isinglass.files import read_if_whole, read_signed_json, save_matches, write
 from isinglass.files.lists import problems_by_place, read_pair_list
 from isinglass.geometry.robust import RobustResult
 from isinglass.images.folder import Selection, list_photos
-from isinglass.names import distinguished, folded, pair_name, printable
+from isinglass.names import distinguished, exists, folded, is_file, pair_name, printable
 from isinglass.pipeline import MatchResult, Pipeline, as_seen, turns_of, two_view
 from isinglass.types import Features
 
@@ -81,7 +81,7 @@ def list_pairs(
     photos_of  gives the photos of a folder, and of a file that alone
     """
     for path in (first, second):
-        if path is not None and not path.exists():
+        if path is not None and not exists(path):
             raise InputError(f"there is no file or folder {str(path)!r}. Check the path")
     views0 = photos_of(first)
     if second is None:
@@ -103,7 +103,7 @@ def read_pairs(
     for each line that cannot be read in one way, with the line and what is wrong.
     """
     root = root or path.parent
-    found = read_pair_list(path, lambda name: _is_file(root / name))
+    found = read_pair_list(path, lambda name: is_file(root / name))
     for name, why in problems_by_place(found, path).items():
         problem(name, why)
     return [(root / name0, root / name1) for name0, name1 in found.pairs]
@@ -203,7 +203,7 @@ class _Run:
             return folded(name) not in self._present
         told = self.report(name)
         known = told.get("images") or [str(Path(told[view]).resolve()) for view in ("image0", "image1") if view in told]
-        moved = told.get("key") == key and not any(_is_file(Path(path)) for path in known)
+        moved = told.get("key") == key and not any(is_file(Path(path)) for path in known)
         return not told or known == _paths(images) or moved
 
 
@@ -337,13 +337,6 @@ def _is_of_one_image(error: Exception) -> bool:
         cause = error.__cause__
         return isinstance(cause, OSError) and cause.errno in _OF_ONE_NAME
     return not (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS))
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name that is too long, or holds a zero byte
-        return False
 
 
 def _paths(images: Pair) -> list[str]:

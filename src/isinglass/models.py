@@ -20,6 +20,7 @@ from isinglass.matchers.execution import execution_of
 from isinglass.matchers.lightglue import LightGlue
 from isinglass.matchers.nearest import Nearest
 from isinglass.matchers.superglue import SuperGlue
+from isinglass.names import is_file
 from isinglass.ops.linear import compute_dtype
 from isinglass.options import Options
 from isinglass.types import Extractor, Matcher
@@ -92,7 +93,7 @@ def load_matcher(options: Options, device: torch.device) -> Matcher:
 def _kind_of(name: str) -> str:
     """The class of published weights, or of those in a file."""
     path = Path(name).expanduser()
-    return read_checkpoint(path).model if path.is_file() else record(name).model
+    return read_checkpoint(path).model if is_file(path) else record(name).model
 
 
 def tile_side(options: Options, extractor: Extractor) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from pathlib import Path
 
 MAX_BYTES = 200  # of a name; file systems allow 255, and readers add suffixes of their own
 _DIGITS = 8
@@ -43,6 +44,22 @@ def short_hash(text: str) -> str:
 def is_one_line(name: str) -> bool:
     """Return whether a name can be written as text, within a line: no control character, no byte that is not UTF-8."""
     return _UNPRINTABLE.search(name) is None
+
+
+def is_file(path: Path) -> bool:
+    """Return whether there is such a file; False, and no OSError, for a path that no file can have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long, or with a zero byte
+        return False
+
+
+def exists(path: Path) -> bool:
+    """Return whether there is such a file or folder; False, and no OSError, for a path that nothing can have."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def printable(name: str) -> str:

@@ -12,6 +12,7 @@ from torch import nn
 
 from isinglass.errors import InputError, IsinglassError
 from isinglass.models import load_extractor, load_matcher, tile_side
+from isinglass.names import is_file
 from isinglass.ops.anatomy import anatomy, modification, tensors_of
 from isinglass.ops.linear import compute_dtype
 from isinglass.options import Options
@@ -70,7 +71,7 @@ def _expected_name(options: Options, kind: Kind) -> str | None:
     """The name that the part of the options has; None = that is in a file."""
     extractor = extractor_weights(options.extractor)
     name = extractor if kind == "extractor" else matcher_weights(options.matcher, extractor)
-    return None if Path(name).expanduser().is_file() else name
+    return None if is_file(Path(name).expanduser()) else name
 
 
 def _name(part: Any) -> str:

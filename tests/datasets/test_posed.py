@@ -77,6 +77,8 @@ def test_blank_lines_comments_and_other_ends_of_lines(folder):
         (f"a.jpg b.jpg 0 0 {K0} {K1} {T[:-1]}2", "a pose ends in"),
         (f"a.jpg b.jpg 0 0 0 0 1 0 1 1 0 0 1 {K1} {T}", "focal lengths"),
         ("a.jpg missing.jpg", "missing.jpg' does not exist"),
+        (f"a.jpg {'b' * 5000}.jpg", "b.jpg' does not exist"),
+        ("a.jpg b\0.jpg", "does not exist"),
     ],
 )
 def test_a_bad_line_is_named_and_the_others_are_kept(folder, line, message):

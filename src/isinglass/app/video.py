@@ -13,6 +13,7 @@ import numpy as np
 
 from isinglass.app.uploads import Refused
 from isinglass.errors import InputError, MissingExtra
+from isinglass.names import exists, is_file
 
 SHOWN_PX = 960  # long side of frames: larger ones are shrunk
 _RATE = 30.0  # of videos that do not say theirs
@@ -33,8 +34,8 @@ class VideoSource:
     """
 
     def __init__(self, source: str) -> None:
-        self.camera = int(source) if source.isdigit() and not Path(source).exists() else None
-        if self.camera is None and not Path(source).is_file():
+        self.camera = int(source) if source.isdigit() and not exists(Path(source)) else None
+        if self.camera is None and not is_file(Path(source)):
             raise InputError(
                 f"there is no file {source!r}; expected a video, or the number of a camera (0 is the first)"
             )

@@ -17,6 +17,7 @@ from isinglass.datasets.layout import PathLike, collected, existing_folder, imag
 from isinglass.datasets.pairs import Benchmark, EvalPair, Floats
 from isinglass.errors import InputError
 from isinglass.images.formats import READABLE_SUFFIXES
+from isinglass.names import is_file
 
 LARGE_SEQUENCES = (  # of more than 1600 x 1200 px: left out since D2-Net (CVPR 2019), and by LightGlue
     "i_contruction",
@@ -186,7 +187,7 @@ def read_homography(file: Path) -> Floats:
 
 
 def _numbers(file: Path) -> Floats:
-    if not file.is_file():
+    if not is_file(file):
         raise InputError(f"{str(file)!r} does not exist; copy the data set again")
     try:
         numbers = np.array(read_text(file).replace(",", " ").split(), dtype=np.float64)

@@ -11,6 +11,7 @@ from isinglass.datasets.pairs import Benchmark, EvalPair
 from isinglass.errors import InputError
 from isinglass.images.folder import Selection, list_photos
 from isinglass.images.formats import READABLE_SUFFIXES
+from isinglass.names import is_file
 
 PathLike = str | os.PathLike[str]
 _Item = TypeVar("_Item")
@@ -31,7 +32,7 @@ def image_files(folder: Path, selection: Selection | None = None) -> Iterator[Pa
     """
     listing = list_photos(folder, selection, allow_none=True)
     for name in sorted([*listing.names, *listing.problems]):
-        if (folder / name).is_file():
+        if is_file(folder / name):
             yield folder / name
 
 
@@ -39,7 +40,7 @@ def image_of(folder: Path, stem: str) -> Path:
     """The image <stem>.png, .jpg and so on in a folder. Raises InputError where there is none."""
     for suffix in READABLE_SUFFIXES:
         for file in (folder / (stem + suffix), folder / (stem + suffix.upper())):
-            if file.is_file():
+            if is_file(file):
                 return file
     raise InputError(f"{str(folder / stem)!r} with the suffix of an image does not exist; copy the data set again")
 

@@ -22,6 +22,7 @@ from isinglass.datasets.pairs import Benchmark
 from isinglass.errors import InputError
 from isinglass.files import write_atomically
 from isinglass.images import load, opened
+from isinglass.names import is_file
 
 BITS = 128  # of the hash of a picture
 MAX_BITS = 10  # that may differ
@@ -116,7 +117,7 @@ def picture_hash(image: Image.Image) -> str | None:
 
 
 def _fingerprint(file: Path, name: str) -> Fingerprint:
-    if not file.is_file():
+    if not is_file(file):
         return Fingerprint(name=name)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     try:

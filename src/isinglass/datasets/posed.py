@@ -25,6 +25,7 @@ from isinglass.datasets.pairs import Benchmark, Depth, EvalPair, Floats, Pose
 from isinglass.errors import InputError
 from isinglass.files.lists import tokens_of
 from isinglass.geometry.camera import is_rotation
+from isinglass.names import is_file
 
 COLMAP_CENTRE = 0.5  # where COLMAP has the centre of the top-left pixel
 _COLUMNS = (2, 4, 32, 36, 38)
@@ -175,12 +176,12 @@ class _Reader:
             return None
         path = PurePosixPath(name).with_suffix(".png")
         other = self.depth.joinpath(*("depth" if part == "color" else part for part in path.parts))
-        file = other if other.is_file() else _existing(self.depth / path)
+        file = other if is_file(other) else _existing(self.depth / path)
         return Depth(file=file, scale=self.depth_scale, step=self.depth_step)
 
 
 def _existing(file: Path) -> Path:
-    if not file.is_file():
+    if not is_file(file):
         raise ValueError(f"{str(file)!r} does not exist")
     return file
 

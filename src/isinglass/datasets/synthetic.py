@@ -28,6 +28,7 @@ from isinglass.errors import InputError
 from isinglass.files import write_atomically
 from isinglass.images import read_header, read_image
 from isinglass.images.folder import Selection
+from isinglass.names import is_file
 
 Photos = PathLike | Sequence[Path]
 View = tuple[Floats, Shape]
@@ -207,7 +208,7 @@ def _cut(photo: _Photo, cache: Path, view: View, seed: int | None) -> Path:
     """The file of a view, made if it is not there; with a seed its colours are changed."""
     identity = _VERSION, photo.digest, view[0].round(9).tolist(), view[1], seed
     file = cache / f"{hashlib.sha256(repr(identity).encode()).hexdigest()[:24]}.png"
-    if not file.is_file():
+    if not is_file(file):
         image = _resampled(photo.pixels(), *view)
         if seed is not None:
             image = _recoloured(image, np.random.default_rng(seed))

@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 
 from isinglass.errors import InputError
 from isinglass.images.formats import readable_suffixes, remedy
-from isinglass.names import is_one_line, printable
+from isinglass.names import exists, is_file, is_one_line, printable
 
 PathLike = str | os.PathLike[str]
 MARKER = ".isinglass-output"  # in folders whose pictures are all written by Isinglass
@@ -231,8 +231,8 @@ class _Lister:
             self._leave(f"{suffix[1:].upper()} files", not_read, name)
         elif _is_broken_link(path):
             self.problems[name] = "the link leads nowhere. Mount or copy what it links to"
-        elif not path.is_file():
-            self.problems[name] = "there is no such file" if not path.exists() else "it is not a regular file"
+        elif not is_file(path):
+            self.problems[name] = "there is no such file" if not exists(path) else "it is not a regular file"
         elif path.stat().st_size == 0:
             self.problems[name] = "it is an empty file. Copy or download it again"
         elif self._masks is None or not self._is_mask(path):

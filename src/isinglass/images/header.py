@@ -22,6 +22,7 @@ from isinglass.errors import InputError, MissingExtra
 from isinglass.images.exif import Exif, exif_of
 from isinglass.images.formats import MAX_PIXELS, RAW_SUFFIXES, has_heif, kind_of_content
 from isinglass.images.structure import missing_pixels
+from isinglass.names import exists, is_file
 
 _HEAD_BYTES = 2048
 _PILLOW_WARNS_PX = 80_000_000
@@ -180,8 +181,8 @@ def _stream(source: str | os.PathLike[str] | bytes) -> Iterator[IO[bytes]]:
     if not isinstance(source, str | os.PathLike):
         raise InputError(f"an image came as {type(source).__name__}; expected the path of a file, or its content")
     name, path = os.fspath(source), Path(source)
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "is no regular file" if path.exists() else "does not exist"
+    if not is_file(path):
+        what = "does not exist" if not exists(path) else "is a folder" if path.is_dir() else "is no regular file"
         raise InputError(f"{name!r} {what}; expected an image file. Check the path")
     try:
         stream = path.open("rb")

@@ -9,7 +9,7 @@ from pathlib import Path
 from isinglass.files import PathLike
 from isinglass.files.lists import read_pairs_among
 from isinglass.images.folder import LeftOut, Selection, pairs_left_out
-from isinglass.names import printable
+from isinglass.names import is_file, printable
 from isinglass.sfm.gps import positions
 from isinglass.sfm.options import PairOptions
 from isinglass.sfm.pairs import covisible, exhaustive, in_order, in_sequence, promising, sequential, spatial
@@ -102,7 +102,7 @@ def _listed(names: Sequence[str], photos: PathLike, options: PairOptions, select
     """Return the pairs of a file."""
     assert options.file is not None
     listed = read_pairs_among(
-        options.file, names, photos, lambda name: selection.leaves_out(name) and Path(photos, name).is_file()
+        options.file, names, photos, lambda name: selection.leaves_out(name) and is_file(Path(photos, name))
     )
     left_out = pairs_left_out(listed.left_out)
     return Chosen(

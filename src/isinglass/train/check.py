@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from isinglass.datasets.layout import PathLike, existing_folder
 from isinglass.errors import InputError
 from isinglass.images.folder import Selection, list_photos
+from isinglass.names import is_file
 from isinglass.train.catalog import EXTRACTORS, RecipeName, recipe_name
 from isinglass.weights.names import check_extractor, check_matcher
 from isinglass.weights.records import record
@@ -117,7 +118,7 @@ def _check_data(data: Data) -> None:
 
 def _check_start(start: str, kind: str) -> None:
     """Raise InputError where these are no weights of a matcher of that kind."""
-    if Path(start).is_file():
+    if is_file(Path(start)):
         return
     if "/" in start or start.endswith((".safetensors", ".pth", ".pt")):
         raise InputError(f"there is no file {start!r} to start from; expected a checkpoint or the name of weights")

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from isinglass.errors import InputError, LicenceError
+from isinglass.names import is_file
 from isinglass.weights.fetch import licence_accepted, licence_message
 from isinglass.weights.records import record, records
 
@@ -116,6 +117,6 @@ def _check(name: str, kinds: Iterable[str], role: str, others: tuple[str, ...], 
 
 def _is_file(name: str) -> bool:
     try:
-        return Path(name).expanduser().is_file()
-    except (OSError, ValueError, RuntimeError):  # a name no file can have
+        return is_file(Path(name).expanduser())
+    except RuntimeError:  # ~ of a user who is not known
         return False

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from isinglass.devices import find_device
 from isinglass.errors import InputError, WeightsError
+from isinglass.names import is_file
 from isinglass.weights.fetch import fetch
 from isinglass.weights.records import RECORDS, Record, record, records
 
@@ -100,7 +101,7 @@ def _resolve(name: str | Path) -> Record | Path:
     if isinstance(name, str) and name in RECORDS:
         return RECORDS[name]
     path = Path(name).expanduser()
-    if path.is_file():
+    if is_file(path):
         return path
     if isinstance(name, Path) or path.suffix or len(path.parts) > 1:
         raise WeightsError(f"there is no file {path}; expected a checkpoint, or one of the names of published weights")

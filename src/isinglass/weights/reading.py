@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from isinglass.errors import WeightsError
+from isinglass.names import is_file
 
 METADATA = "isinglass"  # the key of our JSON in a safetensors file
 TRAINING = "train/"  # before the names of what only training needs
@@ -36,7 +37,7 @@ def read_file(path: Path, *, training: bool = False) -> tuple[dict[str, Tensor],
     Tensors that only training needs are left out unless `training`. Raises WeightsError where the file cannot be read,
     is not the one that was written, or holds tensors that are no plain numbers.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise WeightsError(f"there is no file {path}; expected a checkpoint")
     try:
         with path.open("rb") as file:
