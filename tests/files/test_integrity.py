@@ -42,6 +42,21 @@ def test_json_of_earlier_versions_has_no_hash():
     assert verify_json('{"x": Infinity}') == {"x": math.inf}
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda name, digest: (name.replace("5", "95", 1), digest),
+        lambda name, digest: ("sha25", digest[:-1]),
+        lambda name, digest: ("size", digest[:20] + "x" + digest[21:60]),
+    ],
+)
+def test_json_whose_hash_lost_its_name_is_damaged(damage):
+    name, digest = list(json.loads(signed_json({"a": 1})).items())[-1]
+    other_name, other_digest = damage(name, digest)
+    with pytest.raises(ValueError, match="its hash has the name"):
+        verify_json(json.dumps({"a": 2, other_name: other_digest}))
+
+
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 def test_numbers_that_json_does_not_have_are_not_written(tmp_path, number):
     write_signed_json(tmp_path / "a.json", CONTENT)

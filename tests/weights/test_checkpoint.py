@@ -338,6 +338,15 @@ def test_an_official_file_dropped_into_the_folder_is_known_by_its_name(tmp_path,
 
 
 @pytest.mark.weights
+def test_a_file_whose_hash_lost_its_name_is_damaged(tmp_path):
+    path = save_checkpoint(LightGlue(SMALL), tmp_path / "own.safetensors", **FACTS)
+    content = path.read_bytes()
+    assert content.count(b"isinglass_sha256") == 1
+    path.write_bytes(content.replace(b"isinglass_sha256", b"isinglAss_sha256"))
+    with pytest.raises(WeightsError, match="sha256, or the name of that, is damaged"):
+        LightGlue.pretrained(path)
+
+
 @pytest.mark.parametrize("one", [one for one in records() if one.sha256], ids=lambda one: one.name)
 def test_published_weights_load(one):
     from isinglass.extractors.disk import DISK

@@ -21,7 +21,7 @@ from isinglass.files.atomic import PathLike, write_atomically
 FIELD = "sha256"
 _log = logging.getLogger(__name__)
 _Content = TypeVar("_Content")
-_HASH = re.compile("[0-9a-f]{64}")
+_LIKE_A_HASH = re.compile(r"(?=(?:[^0-9a-f]*[0-9a-f]){32})\S+")  # 64 hex digits, even if several were damaged
 _MARK = b"\nisinglass sha256 "
 SEAL_BYTES = len(_MARK) + 64
 
@@ -44,7 +44,7 @@ def signed_json(
 def verify_json(text: str | bytes) -> dict[str, Any]:
     """Return the fields of a JSON object without its hash. Raises ValueError where the text is damaged.
 
-    An object without a hash, as earlier versions wrote it, is returned as it is; they never put 64 hex digits last.
+    An object without a hash, as earlier versions wrote it, is returned as it is: they put nothing like a hash last.
     """
     try:
         content = json.loads(text if isinstance(text, str) else text.decode("utf-8"), object_pairs_hook=_distinct)
@@ -54,7 +54,7 @@ def verify_json(text: str | bytes) -> dict[str, Any]:
         raise ValueError(f"its JSON is a {type(content).__name__}, expected an object")
     if FIELD not in content:
         name, value = next(reversed(content.items()), ("", None))
-        if isinstance(value, str) and _HASH.fullmatch(value):
+        if isinstance(value, str) and _LIKE_A_HASH.fullmatch(value):
             raise ValueError(f"its hash has the name {name!r}, expected {FIELD!r}")
         return content
     expected = content.pop(FIELD)

@@ -26,6 +26,7 @@ METADATA = "isinglass"  # the key of our JSON in a safetensors file
 TRAINING = "train/"  # before the names of what only training needs
 _SEAL, _NO_SEAL = "isinglass_sha256", "0" * 64
 _SEALED = re.compile(rb'"isinglass_sha256":"([0-9a-f]{64})"')
+_LIKE_A_HASH = re.compile(rb'"[0-9a-f]{40,70}"')
 _MOST_DEPTH = 32  # of dicts within dicts
 _MOST_NAME = 80  # letters of a name that a message shows
 _LARGE_BYTES, _MOST_RATIO = 1 << 26, 20  # of what a zip unpacks to
@@ -90,8 +91,8 @@ def _check_seal(path: Path) -> None:
         length = file.read(8)
         header = file.read(min(int.from_bytes(length, "little"), path.stat().st_size))
         if (found := _SEALED.search(header)) is None:
-            if _SEAL.encode() in header:
-                raise ValueError("its sha256 is no such number")
+            if _SEAL.encode() in header or (METADATA.encode() in header and _LIKE_A_HASH.search(header)):
+                raise ValueError("its sha256, or the name of that, is damaged")
             return
         hashed = hashlib.sha256(length + header[: found.start(1)] + _NO_SEAL.encode() + header[found.end(1) :])
         while block := file.read(1 << 20):
