@@ -3,7 +3,15 @@
 import pytest
 
 from isinglass.errors import InputError
-from isinglass.files.lists import check_list, columns_of, read_image_list, read_pair_list, tokens_of, write_pair_list
+from isinglass.files.lists import (
+    check_list,
+    columns_of,
+    read_image_list,
+    read_pair_list,
+    read_pairs_among,
+    tokens_of,
+    write_pair_list,
+)
 
 NAMES = ["a.jpg", "b.jpg", "my photo 1.jpg", "my photo 2.jpg", "deep/c.jpg"]
 SPACED = [("my photo 1.jpg", "my photo 2.jpg")]
@@ -150,3 +158,11 @@ def test_what_no_image_could_mend_is_refused_before_images_are_known(tmp_path):
     file.write_text('my photo, 1.jpg my photo, 2.jpg\n"a b.jpg" "c.jpg"\n#3.jpg\n#3.jpg a.jpg 0.5\n')
     check_list(file, columns=2)
     check_list(file)
+
+
+def test_a_pair_of_an_image_with_itself_is_named(tmp_path):
+    (tmp_path / "pairs.txt").write_text("a.jpg b.jpg\nb.jpg b.jpg\n")
+    found = read_pairs_among(tmp_path / "pairs.txt", ["a.jpg", "b.jpg"])
+    assert found.pairs == [("a.jpg", "b.jpg")] and found.lines == [1]
+    ((where, why),) = found.problems.items()
+    assert where.startswith("line 2 of ") and "with itself" in why

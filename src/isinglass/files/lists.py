@@ -96,7 +96,9 @@ def read_pairs_among(
     strangers: dict[str, list[int]] = {}
     for number, pair in zip(listed.lines, listed.pairs, strict=True):
         others = [name for name in dict.fromkeys(pair) if name not in known]
-        if not others:
+        if pair[0] == pair[1] and not others:
+            kept.problems[f"line {number} of {str(file)!r}"] = "it pairs an image with itself. Take the line out"
+        elif not others:
             kept.pairs.append(pair)
             kept.lines.append(number)
         elif all(map(is_left_out, others)):
