@@ -20,6 +20,7 @@ from isinglass.sfm.absolute_pose import AbsolutePose, Focal, estimate_absolute_p
 from isinglass.sfm.cameras import CameraOptions, cameras_of
 from isinglass.sfm.colmap import pycolmap_module
 from isinglass.sfm.landmarks import Landmarks
+from isinglass.sfm.options import GUESSED_FOCAL
 from isinglass.types import Features
 
 CameraFrom = Literal["given", "exif", "map", "guessed"]
@@ -29,7 +30,6 @@ _RIVAL = 0.5  # another pose with so many of the best one's inliers makes the pl
 _APART, _APART_DEG = 0.1, 10.0  # poses that differ by more are two: of the median distance of points, or in direction
 _WORSE = 1.2  # residuals, squared, of the camera believed over those with a free focal length: it is another camera
 _CLUSTERS = 4  # groups of images that are tried alone
-_GUESSED_FOCAL = 1.2  # of the long side: COLMAP's guess
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -62,7 +62,7 @@ def intrinsics(given: Any, exif: Any, landmarks: Landmarks, size: tuple[int, int
 
 def guessed(size: tuple[int, int]) -> Any:
     """COLMAP's guess of the camera of an image of (width, height)."""
-    return pycolmap_module().Camera.create_from_model_name(0, "SIMPLE_RADIAL", _GUESSED_FOCAL * max(size), *size)
+    return pycolmap_module().Camera.create_from_model_name(0, "SIMPLE_RADIAL", GUESSED_FOCAL * max(size), *size)
 
 
 @dataclass(eq=False, kw_only=True)
