@@ -13,7 +13,7 @@ from isinglass.errors import InputError
 from isinglass.eval import evaluate as module
 from isinglass.eval.evaluate import Protocol, evaluate
 from isinglass.eval.predictions import predict
-from isinglass.eval.runs import load_run
+from isinglass.eval.runs import load_run, save_run
 from isinglass.eval.summary import summary
 from isinglass.eval.truth import homography_indices, judge
 from isinglass.files import SavedMatches
@@ -164,3 +164,16 @@ def test_the_command_line_knows_the_benchmarks_that_there_are():
 
     assert set(evaluation.BENCHMARKS) == set(benchmarks.LOADERS)
     assert evaluation.OF_PHOTOS == benchmarks.OF_PHOTOS
+
+
+def test_a_run_whose_hash_is_gone_is_damaged(tmp_path):
+    """Unless it is of a version that wrote none: then its arrays have no seal either."""
+    path = tmp_path / "run.json"
+    save_run(path, {"label": "a"}, {"error": np.array([1.0, np.nan])})
+    info = json.loads(path.read_text())
+    del info["sha256"]
+    path.write_text(json.dumps({**info, "label": "b"}))
+    with pytest.raises(InputError, match="its hash is gone"):
+        load_run(path)
+    np.savez(tmp_path / "run.npz", error=np.array([1.0]))
+    assert load_run(path).info["label"] == "b"

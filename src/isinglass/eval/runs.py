@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from isinglass.errors import InputError
 from isinglass.files import read_signed_json, write_signed_json
+from isinglass.files.integrity import is_sealed
 from isinglass.files.npz import read_npz, write_npz
 
 SCHEMA = "isinglass eval 1"
@@ -60,7 +61,10 @@ def load_run(path: Path | str) -> Run:
         info = read_signed_json(path)
         if info.get("schema") != SCHEMA:
             raise InputError(f"{str(path)!r} is no run of `isinglass eval` ({SCHEMA!r}); give the JSON that it wrote")
-        pairs = dict(read_npz(path.parent / info["per_pair"]))
+        per_pair = path.parent / info["per_pair"]
+        pairs = dict(read_npz(per_pair))
+        if is_sealed(per_pair):  # then both are by a version that writes hashes
+            read_signed_json(path, needs_hash=True)
     except (KeyError, TypeError) as error:
         raise InputError(f"the run {str(path)!r} cannot be read: {error}. Run `isinglass eval` again") from error
     return Run(info=info, pairs=pairs, path=path)

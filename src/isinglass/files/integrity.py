@@ -6,6 +6,7 @@ byte before it. Files of earlier versions have neither and are still read.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -41,7 +42,7 @@ def signed_json(
     return json.dumps({**plain, FIELD: _json_hash(plain)}, indent=indent)
 
 
-def verify_json(text: str | bytes) -> dict[str, Any]:
+def verify_json(text: str | bytes, *, needs_hash: bool = False) -> dict[str, Any]:
     """Return the fields of a JSON object without its hash. Raises ValueError where the text is damaged.
 
     An object without a hash, as earlier versions wrote it, is returned as it is: they put nothing like a hash last.
@@ -53,6 +54,8 @@ def verify_json(text: str | bytes) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"its JSON is a {type(content).__name__}, expected an object")
     if FIELD not in content:
+        if needs_hash:
+            raise ValueError("its hash is gone")
         name, value = next(reversed(content.items()), ("", None))
         if isinstance(value, str) and _LIKE_A_HASH.fullmatch(value):
             raise ValueError(f"its hash has the name {name!r}, expected {FIELD!r}")
@@ -70,12 +73,12 @@ def write_signed_json(path: PathLike, content: Mapping[str, Any], *, indent: int
         temporary.write_text(f"{text}\n", encoding="utf-8")
 
 
-def read_signed_json(path: PathLike) -> dict[str, Any]:
-    """Read what `write_signed_json` or an earlier version wrote, without the hash.
+def read_signed_json(path: PathLike, *, needs_hash: bool = False) -> dict[str, Any]:
+    """Read what `write_signed_json` or (unless it `needs_hash`) an earlier version wrote, without the hash.
 
     Raises InputError, which names the file, where it is missing, damaged or no JSON object.
     """
-    return read_own(path, verify_json)
+    return read_own(path, functools.partial(verify_json, needs_hash=needs_hash))
 
 
 def read_own(path: PathLike, decode: Callable[[bytes], _Content]) -> _Content:
@@ -131,6 +134,13 @@ def seal_file(file: BinaryIO) -> None:
     digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
     file.seek(0, io.SEEK_END)
     file.write(_MARK + digest.encode("ascii"))
+
+
+def is_sealed(path: PathLike) -> bool:
+    """Return whether a binary file ends with a seal, whatever it says: files of earlier versions do not."""
+    with Path(path).open("rb") as file:
+        file.seek(-min(SEAL_BYTES, file.seek(0, io.SEEK_END)), io.SEEK_END)
+        return file.read().startswith(_MARK)
 
 
 def unseal(content: bytes) -> tuple[bytes, bool]:
