@@ -15,8 +15,8 @@ import torch
 
 from isinglass.eval.evaluate import AUC_AT
 from isinglass.eval.runs import load_run
+from isinglass.kernels.calibration import Calibration
 from isinglass.metrics import auc, bootstrap_interval, expected_calibration_error
-from isinglass.ops.calibration import Calibration
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/benchmarks.md"

@@ -7,11 +7,10 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import nn
 
-from isinglass.matchers.lightglue import LightGlue, LightGlueConfig
-from isinglass.matchers.lightglue_layers import Assignment, CrossAttention, Layer
+from isinglass.kernels.rotary import Rotation
+from isinglass.matchers.lightglue import Assignment, CrossAttention, Layer, LightGlue, LightGlueConfig
 from isinglass.matchers.superglue import MLP
-from isinglass.ops.attention import Dense
-from isinglass.ops.rotary import Rotation
+from isinglass.runtime.layouts import Dense
 from isinglass.train.config import MATCHERS
 
 SURE = 20.0  # logit of a probability of 1, to float32
@@ -38,8 +37,7 @@ class TwoWayCrossAttention(CrossAttention):
     def forward(self, x, layout):
         """See CrossAttention."""
         q, k, v = (project(x).unflatten(-1, (self.heads, -1)) for project in (self.qk, self.key, self.v))
-        message = layout.attend_cross(q, k, v)
-        return x + self.ffn(torch.cat([x, self.out(message.flatten(-2))], dim=-1))
+        return self.update(x, layout.attend(q, k, v, cross=True))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -290,7 +290,7 @@ def pretend(name):
         for target, answer in patches.items():
             stack.enter_context(mock.patch(target, lambda *_, _answer=answer, **__: _answer))
         # a real device's tensors are plain ones, so the check for unmodified networks must take these for such
-        stack.enter_context(mock.patch("isinglass.ops.anatomy.type", _plain_type, create=True))
+        stack.enter_context(mock.patch("isinglass.runtime.anatomy.type", _plain_type, create=True))
         torch.set_num_threads(1)
         stack.callback(torch.set_num_threads, threads)
         stack.enter_context(_Operations(device))

@@ -8,8 +8,8 @@ from isinglass.cache import FeatureCache
 from isinglass.extractors.sift import SIFT
 from isinglass.extractors.superpoint import SuperPoint
 from isinglass.matchers.nearest import Nearest
-from isinglass.ops.anatomy import customized
 from isinglass.pipeline import Pipeline
+from isinglass.runtime.anatomy import customized
 from isinglass.sfm.extraction import feature_settings
 from isinglass.sfm.matching import settings_of
 

@@ -121,7 +121,7 @@ def test_float16_on_a_cpu_is_refused_before_weights_are_read(monkeypatch):
 
 BFLOAT16 = """
 import warnings
-from isinglass.ops.linear import SLOW, bfloat16_ratio, compute_dtype
+from isinglass.kernels.linear import SLOW, bfloat16_ratio, compute_dtype
 import torch
 with warnings.catch_warnings(record=True) as seen:
     warnings.simplefilter("always")

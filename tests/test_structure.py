@@ -11,6 +11,7 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -291,7 +292,8 @@ def test_the_readme_runs(tmp_path, monkeypatch, motorcycle):
     monkeypatch.chdir(tmp_path)
     for name, image in zip(("a.jpg", "b.jpg"), motorcycle[:2], strict=True):
         Image.fromarray((image.permute(1, 2, 0) * 255).byte().numpy()).save(name, quality=95)
-    names = {}
+    camera = np.array([[1000.0, 0, 320], [0, 1000, 240], [0, 0, 1]])
+    names = {"K0": camera, "K1": camera}
     for block in blocks:
         lines_before = "\n" * readme[: block.start(1)].count("\n")  # so that an error names the README's line
         exec(compile(lines_before + block.group(1), "README.md", "exec"), names)

@@ -10,7 +10,8 @@ from fake_devices import DeviceTensor, pretend
 from isinglass.errors import InputError
 from isinglass.matchers.lightglue import LightGlue, LightGlueConfig
 from isinglass.matchers.nearest import Nearest
-from isinglass.types import Features, Matches, Signature, check_pairs
+from isinglass.runtime.pairs import check_pairs
+from isinglass.types import Features, Matches, Signature
 from support import make_features
 
 

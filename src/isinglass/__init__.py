@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from isinglass.matchers.lightglue import LightGlue
     from isinglass.matchers.nearest import Nearest
     from isinglass.matchers.superglue import SuperGlue
-    from isinglass.pipeline import MatchResult, Options, Pipeline, extract, match
+    from isinglass.options import Options
+    from isinglass.pipeline import Pipeline, extract, match
+    from isinglass.result import MatchResult
     from isinglass.types import Extractor, Features, Matcher, Matches, Signature
     from isinglass.weights import accept_licence, fetch, record, records
 
@@ -47,7 +49,9 @@ _HOMES = {
     "matchers.lightglue": ("LightGlue",),
     "matchers.nearest": ("Nearest",),
     "matchers.superglue": ("SuperGlue",),
-    "pipeline": ("MatchResult", "Options", "Pipeline", "extract", "match"),
+    "options": ("Options",),
+    "pipeline": ("Pipeline", "extract", "match"),
+    "result": ("MatchResult",),
     "types": ("Extractor", "Features", "Matcher", "Matches", "Signature"),
     "weights": ("accept_licence", "fetch", "record", "records"),
 }

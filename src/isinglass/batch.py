@@ -29,7 +29,8 @@ from isinglass.files.lists import problems_by_place, read_pair_list
 from isinglass.geometry.robust import RobustResult
 from isinglass.images.folder import Selection, list_photos
 from isinglass.names import distinguished, exists, folded, is_file, pair_name, printable
-from isinglass.pipeline import MatchResult, Pipeline, as_seen, turns_of, two_view
+from isinglass.pipeline import Pipeline, as_seen
+from isinglass.result import MatchResult, geometry_if_installed, turns_of
 from isinglass.types import Features
 
 Pair = tuple[Path, Path]
@@ -249,7 +250,7 @@ class _Job:
         run, pipeline = self.run, self.run.pipeline
         self._report({"key": None})  # a claim to the name; from here on no report describes the files that go
         with pipeline.timed("verify"):
-            robust = two_view(result, pipeline.options)
+            robust = geometry_if_installed(result)
         written = []
         with pipeline.timed("write"):
             for suffix in run.outputs.formats:

@@ -16,9 +16,9 @@ from isinglass.errors import InputError
 from isinglass.files import load_features, read_if_whole, save_features
 from isinglass.images import reading_version
 from isinglass.names import file_name
-from isinglass.ops.anatomy import PARTS, customized
 from isinglass.options import feature_settings, features_key, matching_options
 from isinglass.pipeline import Pipeline
+from isinglass.runtime.anatomy import PARTS, customized
 from isinglass.types import Features
 from isinglass.weights.pretrained import state_digest
 

@@ -22,8 +22,8 @@ import torch
 from isinglass.errors import InputError, IsinglassError, MissingExtra
 from isinglass.files import PathLike
 from isinglass.images import opened
-from isinglass.ops.attention import agree_on_kernel, fastest_kernel
-from isinglass.ops.threads import use_threads
+from isinglass.kernels.attention import agree_on_kernel, kernel_name
+from isinglass.kernels.threads import use_threads
 from isinglass.options import Options
 from isinglass.parts import Kind, refuse_custom
 from isinglass.pipeline import Pipeline, pipeline_of
@@ -146,7 +146,7 @@ class Cluster:
         What came is an InputError where all tries died. Raises what a node raises of itself: no weights, say.
         """
         task = ray.remote(num_cpus=self.threads, num_gpus=self.gpus, max_retries=TRIES)(function)
-        kernel = fastest_kernel(getattr(pipeline.matcher, "compute_dtype", torch.float32)).__name__
+        kernel = kernel_name(getattr(pipeline.matcher, "compute_dtype", torch.float32))
         order = Order(pipeline.options, self.threads, kernel, version("isinglass"))
         running: dict[Any, Any] = {}
         more = True

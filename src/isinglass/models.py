@@ -16,13 +16,13 @@ from isinglass.extractors.redescribed import Redescribed
 from isinglass.extractors.sift import SIFT
 from isinglass.extractors.superpoint import SuperPoint
 from isinglass.extractors.xfeat import XFeat
-from isinglass.matchers.execution import execution_of
+from isinglass.kernels.linear import compute_dtype
 from isinglass.matchers.lightglue import LightGlue
 from isinglass.matchers.nearest import Nearest
 from isinglass.matchers.superglue import SuperGlue
 from isinglass.names import is_file
-from isinglass.ops.linear import compute_dtype
 from isinglass.options import Options
+from isinglass.runtime.execution import execution_of
 from isinglass.types import Extractor, Matcher
 from isinglass.weights import record
 from isinglass.weights.checkpoint import read_checkpoint

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from isinglass.errors import InputError, IsinglassError
+from isinglass.kernels.linear import compute_dtype
 from isinglass.models import load_extractor, load_matcher, tile_side
 from isinglass.names import is_file
-from isinglass.ops.anatomy import anatomy, modification, tensors_of
-from isinglass.ops.linear import compute_dtype
 from isinglass.options import Options
 from isinglass.pipeline import Pipeline
+from isinglass.runtime.anatomy import anatomy, modification, tensors_of
 from isinglass.weights.names import extractor_weights, matcher_weights
 
 Kind = Literal["extractor", "matcher"]

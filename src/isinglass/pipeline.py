@@ -14,15 +14,13 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 from typing import Any, Literal, Unpack
 
 import torch
-from torch import Tensor
 
 from isinglass.devices import find_device
-from isinglass.errors import InputError, MissingExtra
-from isinglass.geometry.robust import RobustResult, estimate
+from isinglass.errors import InputError
 from isinglass.images import (
     ImageSource,
     View,
@@ -37,77 +35,22 @@ from isinglass.images import (
     upright,
     whole,
 )
+from isinglass.kernels.keypoints import distinct
+from isinglass.kernels.linear import compute_dtype
 from isinglass.models import load_extractor, load_matcher, tile_side
-from isinglass.ops.calibration import probabilities
-from isinglass.ops.keypoints import distinct
-from isinglass.ops.linear import compute_dtype
 from isinglass.options import Options, OptionsDict
+from isinglass.result import MatchResult
 from isinglass.types import Extractor, Features, Matcher, Matches
 from isinglass.weights.names import extractor_weights
 
 CHEAP_KEYPOINTS = 512  # of the pass that chooses among four turns
-INLIER_PX = 3.0  # that a match may be off, in px of the images as they were extracted
 ONE_COLOUR = 1e-5  # greatest contrast of an image without any; resizing leaves some rounding
 
 
-@dataclass(frozen=True, kw_only=True)
-class MatchResult:
-    """Two images' features and their matches, how long each stage took, and what is to know of how they were read."""
-
-    features0: Features
-    features1: Features
-    matches: Matches
-    timings_ms: dict[str, float] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-    @property
-    def points0(self) -> Tensor:
-        """(M, 2) float32, matched keypoints of the first image in its original pixels."""
-        return self.features0.keypoints[0, self.matches.pairs()[:, 0]]
-
-    @property
-    def points1(self) -> Tensor:
-        """(M, 2) float32, what they match in the second image, in its original pixels."""
-        return self.features1.keypoints[0, self.matches.pairs()[:, 1]]
-
-    @property
-    def scores(self) -> Tensor:
-        """(M,) in [0, 1]."""
-        return self.matches.pair_scores()
-
-    @property
-    def probabilities(self) -> Tensor | None:
-        """(M,) how likely each match is right; None if the matcher's scores have not been calibrated."""
-        found = probabilities(self.matches)
-        return None if found is None else found[0, self.matches.indices[0] >= 0]
-
-    @property
-    def turns1(self) -> int:
-        """Quarter turns (and 4 if mirrored) that the second image was given before extraction; see Features.turns."""
-        return turns_of(self.features1)
-
-
-def turns_of(features: Features) -> int:
-    """How the extractor saw the one image, as in Features."""
-    return 0 if features.turns is None else int(features.turns[0])
-
-
 def as_seen(image: ImageSource, turns: int) -> View:
-    """The whole image, turned as an extractor saw it; `turns` as in Features. Raises InputError on bad images."""
+    """Return the whole image, turned as an extractor saw it; `turns` as in Features. Raises InputError on a bad one."""
     view = whole(read_image(image))
     return turned(mirrored(view) if turns >= 4 else view, turns % 4)
-
-
-def two_view(
-    result: MatchResult, options: Options, kind: Literal["auto", "homography", "fundamental"] = "auto"
-) -> RobustResult | None:
-    """The geometry that the matches agree on to INLIER_PX; None where PoseLib is not installed."""
-    sizes = [one.image_size[0].tolist() for one in (result.features0, result.features1)]
-    threshold_px = INLIER_PX * options.original_px(*sizes)
-    try:
-        return estimate(result.points0.cpu(), result.points1.cpu(), kind, threshold_px=threshold_px)
-    except MissingExtra:
-        return None
 
 
 class Pipeline:
@@ -234,8 +177,14 @@ class Pipeline:
             views1 = [self._best_turn(*pair) for pair in zip(views0, candidates1, strict=True)]
             matches = self.matcher.match_many(views0, views1)
         return [
-            MatchResult(features0=one0, features1=one1, matches=found, timings_ms=dict(self.timings_ms))
-            for one0, one1, found in zip(views0, views1, matches, strict=True)
+            MatchResult(
+                features0=view0,
+                features1=view1,
+                matches=found,
+                timings_ms=dict(self.timings_ms),
+                options=self.options,
+            )
+            for view0, view1, found in zip(views0, views1, matches, strict=True)
         ]
 
     @property

@@ -9,7 +9,7 @@ from PIL import Image
 import isinglass
 from asked_server import SMALL, photos
 from isinglass.files.single import load_matches
-from isinglass.ops import calibration
+from isinglass.kernels import calibration
 from page_of_app import choose, opened, payload, pixels, place_of, press_run, readout, take_example, until
 
 PHONE = {"width": 390, "height": 844}
@@ -137,7 +137,9 @@ def test_results_are_taken_away(visit, site, tmp_path):
 def test_the_overlay_is_warped_by_the_homography(visit, site):
     page = matched(visit, site, geometry="homography")
     page.locator("#panel-match").get_by_label("lines").uncheck()
+    beside = pixels(page).shape
     page.get_by_text("Overlay", exact=True).click()
+    until(lambda: pixels(page).shape != beside)
 
     def at(mix):
         page.locator(".mix input").evaluate(

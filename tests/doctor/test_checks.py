@@ -15,7 +15,8 @@ from isinglass.doctor.checks import exposure, flat_share, sharpness
 from isinglass.doctor.trials import Trial
 from isinglass.errors import InputError
 from isinglass.matchers.nearest import Nearest, NearestConfig
-from isinglass.types import Features, Signature, check_pairs
+from isinglass.runtime.pairs import check_pairs
+from isinglass.types import Features, Signature
 from support import make_features
 
 

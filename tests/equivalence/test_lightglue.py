@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from isinglass.kernels import linear
 from isinglass.matchers.lightglue import LightGlue, LightGlueConfig
-from isinglass.ops import linear
 from isinglass.types import Matches
 from support import dense_batch, make_pair, reference_features
 

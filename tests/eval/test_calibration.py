@@ -11,8 +11,8 @@ import torch
 from isinglass.errors import InputError
 from isinglass.eval.calibration import MAX_KNOTS, fit, fit_calibrations, halves, isotonic, write_calibrations
 from isinglass.eval.runs import Run
+from isinglass.kernels.calibration import Calibration
 from isinglass.metrics import expected_calibration_error
-from isinglass.ops.calibration import Calibration
 
 GRID = torch.linspace(0, 1, 501, dtype=torch.float64)
 

@@ -269,7 +269,7 @@ def test_all_layers_are_run_where_stopping_early_fails(benchmark, tmp_path):
     result = tune(benchmark, make_pipeline(), tmp_path / "out", FEW, judge=Judge(early_fails=True))
     assert result.chosen.setting.depth_confidence is None
     early = [one for one in result.trials if one.setting.depth_confidence is not None]
-    assert all(one.here.auc == 0 and one.here.relative_time < 0.7 for one in early)
+    assert all(one.here.auc == 0 and one.here.relative_time < 0.9 for one in early)
 
 
 def test_by_the_solver(benchmark, tmp_path):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from isinglass.extractors.aliked import ALIKED, Pyramid
-from isinglass.ops import convolution
+from isinglass.kernels import convolution
 
 
 def random_model(seed=0, **options):

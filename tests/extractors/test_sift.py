@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from isinglass.errors import InputError, MissingExtra
 from isinglass.extractors.sift import SIFT
-from isinglass.ops.colour import luminance
+from isinglass.kernels.colour import luminance
 from isinglass.types import Extractor
 
 cv2 = pytest.importorskip("cv2")

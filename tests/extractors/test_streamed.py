@@ -13,9 +13,9 @@ from isinglass.extractors.disk import DISK
 from isinglass.extractors.disk_streamed import Gate
 from isinglass.extractors.superpoint import SuperPoint
 from isinglass.extractors.xfeat import XFeat
-from isinglass.ops import convolution
-from isinglass.ops.convolution import framed, fused, rows_of
-from isinglass.ops.units import prepared
+from isinglass.kernels import convolution
+from isinglass.kernels.convolution import framed, fused, rows_of
+from isinglass.runtime.fused import prepared
 
 
 def random_model(kind, seed=0, **options):

@@ -9,7 +9,8 @@ from isinglass import Pipeline
 from isinglass.errors import InputError
 from isinglass.inspection import trace
 from isinglass.matchers.lightglue import LightGlue, LightGlueConfig
-from isinglass.ops.attention import Dense
+from isinglass.runtime.layouts import Dense
+from isinglass.runtime.packed import Inputs
 from support import dense_batch, make_features, make_pair
 
 SMALL = LightGlueConfig(input_size=24, width=32, layers=5, heads=2, filter_threshold=0.0)
@@ -136,8 +137,8 @@ def test_attention_gives_the_messages_of_the_layers():
     keypoints, descriptors, size = dense_batch([pair])[0]
     found = trace(model, *pair, attention=30)
     assert [one.name for one in found.attention][:3] == ["layer 1 self", "layer 1 cross", "layer 2 self"]
-    x = model.input_projection(descriptors)
-    rotation, layout = model._rotation(keypoints, size, None), Dense()
+    x, rotation = model.encode(Inputs(keypoints, descriptors, keypoints[..., 0], size[:, :, None], None))
+    layout = Dense()
     for i, layer in enumerate(model.layers):
         for unit, looked in zip(
             (layer.self_attention, layer.cross_attention), found.attention[2 * i : 2 * i + 2], strict=True
@@ -146,10 +147,10 @@ def test_attention_gives_the_messages_of_the_layers():
             assert (looked.cross, looked.layer) == (cross, i + 1)
             if cross:
                 query, value = (project(x).unflatten(-1, (2, -1)) for project in (unit.qk, unit.v))
-                message = layout.attend_cross(query, query, value)
+                message = layout.attend(query, query, value, cross=True)
             else:
                 query, key, value = unit.qkv(x).unflatten(-1, (3, 2, -1)).unbind(-3)
-                message = layout.attend_self(rotation.apply(query), rotation.apply(key), value)
+                message = layout.attend(rotation.apply(query), rotation.apply(key), value, cross=False)
             for view in (0, 1):
                 there = value[0, view ^ cross]
                 weight = torch.zeros(30, 2, 30).scatter_(2, looked.index[view], looked.weight[view])

@@ -1,6 +1,7 @@
 """What pages get: arrays come back as they were, photos lie where their matrix says, code does what it says."""
 
 import base64
+import dataclasses
 import io
 import json
 from dataclasses import replace
@@ -14,7 +15,7 @@ from isinglass import Options
 from isinglass.errors import InputError
 from isinglass.geometry.robust import estimate
 from isinglass.inspection import payload as p
-from isinglass.pipeline import MatchResult, two_view
+from isinglass.result import MatchResult, geometry_if_installed
 from isinglass.types import Matches
 from support import make_features, pattern
 
@@ -107,7 +108,7 @@ def test_a_payload_says_what_was_found():
 
 def test_a_payload_has_the_geometry():
     result = make_result([(i, i) for i in range(30)])
-    robust = two_view(result, Options(), "homography")
+    robust = geometry_if_installed(result, "homography")
     found = p.match_payload(
         result, *[pattern(640, 480)] * 2, names=("a", "b"), options=Options(), robust=robust, num_layers=9
     )
@@ -117,8 +118,9 @@ def test_a_payload_has_the_geometry():
 
 
 def test_the_threshold_grows_with_the_originals():
-    assert two_view(make_result([]), Options(resize=160)).threshold_px == pytest.approx(12)
-    assert two_view(make_result([]), Options(resize=None)).threshold_px == pytest.approx(3)
+    for resize, threshold_px in ((160, 12), (None, 3)):
+        result = dataclasses.replace(make_result([]), options=Options(resize=resize))
+        assert result.geometry().threshold_px == pytest.approx(threshold_px)
 
 
 def test_the_same_matches_of_the_same_keypoints():

@@ -8,11 +8,12 @@ from isinglass.errors import InputError
 from isinglass.inspection import trace
 from isinglass.inspection.payload import unpack
 from isinglass.inspection.superglue import shown_iterations
+from isinglass.kernels.assignment import log_sinkhorn
 from isinglass.matchers.lightglue import LightGlue, LightGlueConfig
 from isinglass.matchers.nearest import Nearest, NearestConfig
 from isinglass.matchers.superglue import SuperGlue, SuperGlueConfig
-from isinglass.ops.assignment import log_sinkhorn
-from isinglass.ops.attention import Packed
+from isinglass.runtime.layouts import Packed
+from isinglass.runtime.packed import Inputs
 from support import make_features, make_pair
 
 SMALL = {"input_size": 24, "width": 32, "layers": 4, "heads": 2, "encoder_widths": (8, 16), "filter_threshold": 0.0}
@@ -84,11 +85,10 @@ def test_the_end_is_that_of_match_on_photos(motorcycle):
 def test_iterations_are_those_of_sinkhorn():
     model, pair = random_model(), make_pair(50, 40)
     found = trace(model, *pair, alternatives=41)
-    lengths, position, x = model._tokens([pair])
-    x = x + model.keypoint_encoder(position)
-    for i, layer in enumerate(model.layers):
-        x = layer(x, Packed(tuple(lengths)), i % 2 == 1)
-    f0, f1 = model.final_projection(x).split(lengths)
+    x, _ = model.encode(Inputs.packed(pair, model.bin_score))
+    for layer in model.layers:
+        x = layer(x, None, Packed((50, 40)))
+    f0, f1 = model.final_projection(x).split([50, 40])
     similarity = f0 @ f1.T / 32**0.5
     assert len(found.steps) > 5
     for step in found.steps:
@@ -118,8 +118,8 @@ def test_which_iterations_are_shown(count, most):
 def test_attention_is_softmax_of_the_layers_products():
     model, pair = random_model(), make_pair(20, 12)
     looked = trace(model, *pair, attention=20).attention[1]
-    lengths, position, x = model._tokens([pair])
-    x = model.layers[0](x + model.keypoint_encoder(position), Packed(tuple(lengths)), False)
+    x, _ = model.encode(Inputs.packed(pair, model.bin_score))
+    x = model.layers[0](x, None, Packed((20, 12)))
     query, key, _ = model.layers[1].qkv(x).unflatten(-1, (3, 2, -1)).unbind(-3)
     expected = torch.einsum("nhc,mhc->nhm", query[:20], key[20:]).div(4).softmax(dim=2)
     found = torch.zeros(20, 2, 13).scatter_(2, looked.index[0] % 13, looked.weight[0])  # -1 goes to the last

@@ -7,8 +7,11 @@ import pytest
 import torch
 
 from isinglass.errors import InputError
+from isinglass.kernels.attention import attention_
 from isinglass.matchers.lightglue import LightGlue, LightGlueConfig
-from isinglass.ops.attention import reference_attention
+from isinglass.runtime import runner
+from isinglass.runtime.layouts import Dense
+from isinglass.runtime.packed import Inputs
 from isinglass.types import Features
 from support import dense_batch, make_features, make_pair
 
@@ -60,7 +63,7 @@ def literal_twin(model, one0, one1):
     for layer in model.layers:
         for i in (0, 1):
             q, k, v = (split(x) for x in layer.self_attention.qkv(states[i]).chunk(3, dim=-1))
-            message = reference_attention(rotate(q, rotations[i]), rotate(k, rotations[i]), v)
+            message = attention_(rotate(q, rotations[i]), rotate(k, rotations[i]), v)
             states[i] = update(layer.self_attention, states[i], message)
         block = layer.cross_attention
         qk, v = [split(block.qk(x)) for x in states], [split(block.v(x)) for x in states]
@@ -152,10 +155,7 @@ def adaptive_twin(model, one0, one1):
 def run_masked(model, one0, one1, depth, left):
     """States after `depth` layers where points that left earlier are masked out of attention (dense layout)."""
     pair = dense_batch([(one0, one1)])[0]
-    x = model.input_projection(pair[1])
-    rotation = model._rotation(pair[0], pair[2], None)
-    from isinglass.ops.attention import Dense
-
+    x, rotation = model.encode(Inputs(pair[0], pair[1], pair[0][..., 0], pair[2][:, :, None], None))
     for i in range(depth):
         inside = torch.stack([(v == 0) | (v > i) for v in left])[None]
         x = model.layers[i](x, rotation, Dense(inside))
@@ -202,13 +202,13 @@ def test_one_view_against_many_is_each_pair_alone(monkeypatch):
     turned = dataclasses.replace(one, turns=torch.tensor([1]))
     alone = [model.match(view, other) for view in (one, turned) for other in others]
     seen = []
-    tokens = LightGlue._tokens
+    packed = Inputs.packed
 
-    def spied(self, views):
+    def spied(views, like):
         seen.append(sum(view.keypoints.shape[1] for view in views))
-        return tokens(self, views)
+        return packed(views, like)
 
-    monkeypatch.setattr(LightGlue, "_tokens", spied)
+    monkeypatch.setattr(Inputs, "packed", spied)
     together = model.match_many([one] * 3 + [turned] * 3, others * 2)
     assert seen == [40 + 30 + 0 + 50 + 40]
     for found, expected in zip(together, alone, strict=True):
@@ -289,10 +289,13 @@ def test_long_lists_are_cut_into_buffers_of_bounded_size(monkeypatch):
     pairs = [make_pair(30, 30, seed=i) for i in range(4)] + [make_pair(90, 90)]
     model, buffers = random_model(), []
     model.max_tokens = 100
-    match_packed = LightGlue._match_packed
-    monkeypatch.setattr(
-        LightGlue, "_match_packed", lambda self, chunk: buffers.append(len(chunk)) or match_packed(self, chunk)
-    )
+    match_packed = runner._match_packed
+
+    def counted(network, chunk, strategy):
+        buffers.append(len(chunk))
+        return match_packed(network, chunk, strategy)
+
+    monkeypatch.setattr(runner, "_match_packed", counted)
     assert len(model.match_many(*zip(*pairs, strict=True))) == 5
     assert buffers == [1, 1, 1, 1, 1]
     model.max_tokens = 130

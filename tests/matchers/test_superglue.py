@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from isinglass.errors import InputError
+from isinglass.kernels.assignment import mutual_matches
+from isinglass.kernels.attention import attention_
 from isinglass.matchers import superglue
 from isinglass.matchers.superglue import SuperGlue, SuperGlueConfig
-from isinglass.ops.assignment import mutual_matches
-from isinglass.ops.attention import Packed, reference_attention
+from isinglass.runtime.layouts import Packed
 from isinglass.types import Features, Matcher, Matches, Signature
 from isinglass.weights import convert
 
@@ -188,16 +189,17 @@ def test_is_the_published_matcher_at_unequal_counts(count0, count1):
 
 
 @torch.inference_mode()
-def test_one_layer_by_the_reference_attention():
+def test_one_layer_by_the_attention_():
     """Eq. 3 to 5 written out, for a layer that looks at the other view."""
     model = random_model()
     layer, x0, x1 = model.layers[0], features(5).descriptors[0], features(7, seed=1).descriptors[0]
     q, k, v = (layer.qkv.weight @ x.T + layer.qkv.bias[:, None] for x in (x0, x1, x1))
     q, k, v = q[:32], k[32:64], v[64:]
-    message = reference_attention(*(y.reshape(4, 8, -1).mT for y in (q, k, v)))
+    message = attention_(*(y.reshape(4, 8, -1).mT for y in (q, k, v)))
     message = layer.out(message.transpose(0, 1).reshape(5, 32))
     expected = x0 + layer.mlp(torch.cat([x0, message], dim=1))
-    ours = layer(torch.cat([x0, x1]), Packed((5, 7)), cross=True)[:5]
+    layer.is_cross = True
+    ours = layer(torch.cat([x0, x1]), None, Packed((5, 7)))[:5]
     torch.testing.assert_close(ours, expected)
 
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from isinglass.kernels.assignment import log_sinkhorn
 from isinglass.matchers.lightglue import LightGlue, LightGlueConfig, Prediction
-from isinglass.ops.assignment import log_sinkhorn
 from isinglass.train.batch import IGNORED, UNMATCHABLE
 from isinglass.train.losses import confidence_loss, lightglue_loss, matches_of, superglue_loss
 from isinglass.train.objective import Objective

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from isinglass.errors import InputError
-from isinglass.ops.threads import in_team
+from isinglass.kernels.threads import in_team
 from isinglass.train.batch import IGNORED, stacked
 from isinglass.train.sources import HELD_OUT_EVERY, HomographyPairs, MixedPairs
 from isinglass.train.store import DrawnViews, StoredViews

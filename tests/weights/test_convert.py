@@ -14,7 +14,7 @@ from isinglass.errors import WeightsError
 from isinglass.extractors.superpoint import SuperPoint
 from isinglass.matchers.lightglue import LightGlue
 from isinglass.matchers.superglue import SuperGlue
-from isinglass.ops.attention import Dense
+from isinglass.runtime.layouts import Dense
 from isinglass.types import Features, Signature
 from isinglass.weights import convert
 from isinglass.weights.checkpoint import load_strictly, read_checkpoint
@@ -267,8 +267,9 @@ def test_superglue_as_published(tmp_path):
     x0, x1 = x_B2ND.mT.unbind(1)
     for layer, published in zip(ours.layers, theirs["gnn"]["layers"], strict=True):
         for cross in (False, True):
+            layer.is_cross = cross
             expected = torch.stack([published(x0, (x0, x1)[cross]), published(x1, (x1, x0)[cross])], 1).mT
-            torch.testing.assert_close(layer(x_B2ND, Dense(None), cross), expected, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(layer(x_B2ND, None, Dense()), expected, atol=1e-4, rtol=1e-4)
     position = torch.randn(1, 9, 3)
     torch.testing.assert_close(ours.keypoint_encoder(position), theirs["kenc"]["encoder"](position.mT).mT)
     torch.testing.assert_close(ours.final_projection(x0.mT), theirs["final_proj"](x0).mT)

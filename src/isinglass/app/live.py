@@ -15,7 +15,7 @@ from isinglass.app.uploads import Upload
 from isinglass.app.work import Geometry
 from isinglass.inspection.payload import array_of, pack, view_payload
 from isinglass.options import Options
-from isinglass.pipeline import MatchResult, turns_of, two_view
+from isinglass.result import MatchResult, geometry_if_installed, turns_of
 from isinglass.types import Features
 
 Mode = Literal["reference", "keyframe"]
@@ -115,7 +115,7 @@ class LiveMatcher:
         robust, geometry = None, self.settings.geometry
         if geometry != "none":
             with pipeline.timed("geometry"):
-                robust = two_view(result, self.settings.options, geometry)
+                robust = geometry_if_installed(result, geometry)
         model = None
         if robust is not None and robust.model is not None:
             model = {"kind": robust.kind, "matrix": robust.model.tolist(), "num_inliers": robust.num_inliers}

@@ -19,7 +19,7 @@ from isinglass.files import save_matches, signed_json
 from isinglass.geometry.robust import RobustResult
 from isinglass.inspection.payload import array_of, compare_payload, match_payload
 from isinglass.options import Options
-from isinglass.pipeline import MatchResult, two_view
+from isinglass.result import MatchResult, geometry_if_installed
 
 Kind = Literal["match", "inspect", "compare", "doctor"]
 Geometry = Literal["none", "auto", "homography", "fundamental"]
@@ -112,7 +112,7 @@ def _verified(task: Task, pipeline: StoppablePipeline, result: MatchResult) -> F
     if task.geometry != "none":
         pipeline.timings_ms = {}
         with pipeline.timed("geometry"):
-            robust = two_view(result, pipeline.options, task.geometry)
+            robust = geometry_if_installed(result, task.geometry)
         result = replace(result, timings_ms={**result.timings_ms, **pipeline.timings_ms})
     if pipeline.loading_ms:
         result = replace(result, timings_ms={"load": pipeline.loading_ms, **result.timings_ms})

@@ -19,8 +19,8 @@ from numpy.typing import ArrayLike, NDArray
 from isinglass.errors import InputError
 from isinglass.eval.runs import Run
 from isinglass.files import write_atomically
+from isinglass.kernels.calibration import Calibration
 from isinglass.metrics import MIN_PAIRS, expected_calibration_error
-from isinglass.ops.calibration import Calibration
 
 MAX_KNOTS = 64
 MIN_SCENES = 4  # with fewer, pairs are split without regard to scenes

@@ -23,12 +23,20 @@ from torch import Tensor, nn
 
 from isinglass.errors import InputError
 from isinglass.extractors.aliked_streamed import Streamed
+from isinglass.kernels.convolution import product, selu
+from isinglass.kernels.deformable import (
+    Frame,
+    Squares,
+    bilinear_squares,
+    deformable_conv3x3,
+    weighted_rows,
+    window_taps,
+)
+from isinglass.kernels.keypoints import clear_border, flat_to_xy, sample_bilinear, select_keypoints, suppress_non_maxima
 from isinglass.numbers import ANY_SCORE, MANY, NEAR_PX, check_numbers
-from isinglass.ops.anatomy import is_exactly
-from isinglass.ops.convolution import may_be_rearranged, product, selu
-from isinglass.ops.deformable import Frame, Squares, bilinear_squares, deformable_conv3x3, weighted_rows, window_taps
-from isinglass.ops.keypoints import clear_border, flat_to_xy, sample_bilinear, select_keypoints, suppress_non_maxima
-from isinglass.ops.units import prepared
+from isinglass.runtime.anatomy import is_exactly
+from isinglass.runtime.execution import may_be_rearranged
+from isinglass.runtime.fused import prepared
 from isinglass.types import Features, Signature, check_images
 from isinglass.weights import Pretrained
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from isinglass.ops.convolution import (
+from isinglass.kernels.convolution import (
     SELU_SCALE,
     Folded,
     Upsampled,
@@ -29,7 +29,7 @@ from isinglass.ops.convolution import (
     selu_of_scaled_,
     strips,
 )
-from isinglass.ops.linear import Affine
+from isinglass.kernels.linear import Affine
 
 if TYPE_CHECKING:
     from isinglass.extractors.aliked import ALIKED, Block

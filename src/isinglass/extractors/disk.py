@@ -19,12 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isinglass.extractors.disk_streamed import Gate, Streamed
+from isinglass.kernels.convolution import product
+from isinglass.kernels.deformable import window_taps
+from isinglass.kernels.keypoints import flat_to_xy, local_maxima
 from isinglass.numbers import ANY_SCORE, MANY, NEAR_PX, check_numbers
-from isinglass.ops.anatomy import is_exactly
-from isinglass.ops.convolution import may_be_rearranged, product
-from isinglass.ops.deformable import window_taps
-from isinglass.ops.keypoints import flat_to_xy, local_maxima
-from isinglass.ops.units import prepared
+from isinglass.runtime.anatomy import is_exactly
+from isinglass.runtime.execution import may_be_rearranged
+from isinglass.runtime.fused import prepared
 from isinglass.types import Features, Signature, check_images
 from isinglass.weights import Pretrained
 

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from isinglass.ops.convolution import as_conv, clear_outside_, folded_weights, framed, rows_of, strips
-from isinglass.ops.deformable import bilinear_taps, weighted_rows
+from isinglass.kernels.convolution import as_conv, clear_outside_, folded_weights, framed, rows_of, strips
+from isinglass.kernels.deformable import bilinear_taps, weighted_rows
 
 if TYPE_CHECKING:
     from isinglass.extractors.disk import DISK

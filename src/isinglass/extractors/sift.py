@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from isinglass.errors import MissingExtra
+from isinglass.kernels.colour import luminance
 from isinglass.numbers import MANY, check_numbers
-from isinglass.ops.colour import luminance
 from isinglass.types import Features, Signature, check_images
 
 # OpenCV doubles the image so that its pixel x covers 2 x and 2 x + 1, whose centre is 2 x + 1/2, and halves positions

@@ -21,19 +21,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from isinglass.numbers import ANY_SCORE, MANY, MOST_CHANNELS, NEAR_PX, check_numbers
-from isinglass.ops.colour import luminance
-from isinglass.ops.convolution import (
+from isinglass.kernels.colour import luminance
+from isinglass.kernels.convolution import (
     Folded,
     clear_outside_,
     framed,
     maxima_2x2,
-    may_be_rearranged,
     norm_as_affine,
     strips,
 )
-from isinglass.ops.keypoints import clear_border, flat_to_xy, sample_bilinear, select_keypoints, suppress_non_maxima
-from isinglass.ops.units import prepared
+from isinglass.kernels.keypoints import clear_border, flat_to_xy, sample_bilinear, select_keypoints, suppress_non_maxima
+from isinglass.numbers import ANY_SCORE, MANY, MOST_CHANNELS, NEAR_PX, check_numbers
+from isinglass.runtime.execution import may_be_rearranged
+from isinglass.runtime.fused import prepared
 from isinglass.types import Features, Signature, check_images
 from isinglass.weights import Pretrained
 

@@ -19,10 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from isinglass.kernels.convolution import fused
+from isinglass.kernels.keypoints import flat_to_xy, local_maxima, select_keypoints
 from isinglass.numbers import ANY_SCORE, MANY, NEAR_PX, check_numbers
-from isinglass.ops.convolution import fused, may_be_rearranged
-from isinglass.ops.keypoints import flat_to_xy, local_maxima, select_keypoints
-from isinglass.ops.units import prepared
+from isinglass.runtime.execution import may_be_rearranged
+from isinglass.runtime.fused import prepared
 from isinglass.types import Features, Signature, check_images
 from isinglass.weights import Pretrained
 

@@ -27,7 +27,8 @@ _ITERATIONS = 10_000
 class RobustResult:
     """What two views' matches agree on.
 
-    model         (3, 3) float64; of view 0 to view 1: x1 ~ H x0, H[2, 2] = 1, or x1^T F x0 = 0, |F| = 1. None = none
+    model         (3, 3) float64; of view 0 to view 1: x1 ~ H x0, H[2, 2] = 1, or x1^T F x0 = 0, |F| = 1 (an essential
+                  matrix is the same for calibrated points). None = none
     kind          what `model` is, or would have been
     inliers       (M,) bool: the matches with an error of `threshold_px` at most; all False without a model
     threshold_px  of the error: how far a match has to move in both views together, as in `geometry.two_view`
@@ -35,7 +36,7 @@ class RobustResult:
     """
 
     model: Floats | None
-    kind: Kind
+    kind: Kind | Literal["essential"]
     inliers: NDArray[np.bool_]
     threshold_px: float
     solver: str

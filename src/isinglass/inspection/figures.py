@@ -14,7 +14,7 @@ from isinglass.errors import InputError, MissingExtra
 from isinglass.inspection.payload import array_of, seen
 from isinglass.inspection.record import Attention, Step, Trace
 from isinglass.inspection.tracing import Inspection
-from isinglass.pipeline import turns_of
+from isinglass.result import turns_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

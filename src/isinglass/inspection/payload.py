@@ -21,7 +21,8 @@ from isinglass.errors import InputError
 from isinglass.geometry.robust import RobustResult
 from isinglass.images import ImageSource, resized
 from isinglass.options import Options
-from isinglass.pipeline import MatchResult, as_seen, turns_of
+from isinglass.pipeline import as_seen
+from isinglass.result import MatchResult, turns_of
 
 PREVIEW_PX = 1600  # long side of the photos in a payload at most
 SAME_PX = 1.5  # two pipelines found the same match where both its ends are this close, of images as extracted

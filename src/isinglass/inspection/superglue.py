@@ -1,24 +1,23 @@
-"""SuperGlue's run retraced by the plain modules: where each layer looks, and how Sinkhorn's iterations converge.
+"""A run of SuperGlue under observation: where each layer looks, and how Sinkhorn's iterations converge.
 
-Section and equation numbers are the paper's. Legend: M and N keypoints of view 0 and 1, T of both side by
-side, D width.
+Section and equation numbers are the paper's. Legend: M and N keypoints of view 0 and 1, T of both side by side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from isinglass.inspection.record import Attention, Step, Tell, Trace, Views
 from isinglass.inspection.tops import alternatives_of, attention_of
-from isinglass.matchers.execution import check_unmodified
-from isinglass.matchers.superglue import AttentionalPropagation, SuperGlue
-from isinglass.ops.assignment import mutual_matches
-from isinglass.ops.attention import Packed
-from isinglass.types import Features, Matches, check_pairs
+from isinglass.kernels.assignment import log_sinkhorn, mutual_matches
+from isinglass.matchers.superglue import SuperGlue
+from isinglass.runtime.execution import check_layers_run
+from isinglass.runtime.packed import TokenBuffer
+from isinglass.runtime.runner import Exits, check_network_pairs, observe
+from isinglass.types import Features
 
 SHOWN = 12  # iterations of Sinkhorn at most
 
@@ -27,38 +26,18 @@ SHOWN = 12  # iterations of Sinkhorn at most
 def trace_superglue(
     model: SuperGlue, features0: Features, features1: Features, *, attention: int, alternatives: int, tell: Tell
 ) -> Trace:
-    """The trace of one pair, in the precision of the weights; see `isinglass.inspection.trace`."""
-    check_unmodified(model, SuperGlue, "the trace")
-    (pair,) = check_pairs(
-        [features0], [features1], matcher=model.name, accepts=model.accepts, descriptor_size=model.input_size
-    )
-    (m, n), position_T3, x_TD = model._tokens([pair])
-    indices, scores = (x_TD.new_full((1, m), -1, dtype=torch.int64), x_TD.new_zeros((1, m), dtype=torch.float32))
-    steps: list[Step] = []
-    looked: list[Attention] = []
-    if m and n:
-        x_TD = x_TD + model.keypoint_encoder(position_T3)  # eq. 2
-        places = torch.arange(m, device=x_TD.device), torch.arange(n, device=x_TD.device)
-        x_TD = _describe(model, x_TD, places, looked, most=attention, tell=tell)
-        f0_MD, f1_ND = model.final_projection(x_TD).split([m, n])  # eq. 6
-        similarity_MN = f0_MD @ f1_ND.T / model.config.width**0.5  # eq. 7
-        for number, log_assignment in _sinkhorn(model, similarity_MN):
-            tell(f"iteration {number} of {model.config.sinkhorn_iterations}")
-            log_inner = log_assignment[None, :-1, :-1]
-            indices, scores = mutual_matches(log_inner, model.config.filter_threshold)
-            steps.append(_step(number, log_assignment, (indices[0], scores[0]), places, alternatives))
+    """Return the trace of one pair, in the precision of the weights; see `isinglass.inspection.trace`."""
+    check_layers_run(model, SuperGlue, "the trace")
+    (pair,) = check_network_pairs(model, [features0], [features1])
+    observer = _Observer(model, pair, attention, alternatives, tell)
+    matches = observe(model, pair, observer)
     return Trace(
         kind="superglue",
-        steps=tuple(steps),
-        attention=tuple(looked),
-        ended="layers" if steps else "empty",
+        steps=tuple(observer.steps),
+        attention=tuple(observer.attended),
+        ended="layers" if observer.steps else "empty",
         filter_threshold=model.config.filter_threshold,
-        matches=Matches(
-            indices=indices,
-            scores=scores.float().clamp(max=1),
-            stop_layer=torch.tensor([model.config.layers], device=x_TD.device),
-            matcher=model.name,
-        ),
+        matches=matches,
     )
 
 
@@ -70,36 +49,49 @@ def shown_iterations(count: int, most: int = SHOWN) -> list[int]:
     return sorted({1, count, *(round(value) for value in spread.tolist())})
 
 
-def _describe(
-    model: SuperGlue, x_TD: Tensor, places: Views, looked: list[Attention], *, most: int, tell: Tell
-) -> Tensor:
-    """States after all layers, eq. 3 to 5, by the running statistics; adds where they looked, unless `most` is 0."""
-    lengths = len(places[0]), len(places[1])
-    for i, layer in enumerate(model.layers):
-        assert isinstance(layer, AttentionalPropagation)
-        cross = i % 2 == 1
-        tell(f"layer {i + 1} of {len(model.layers)}")
-        if most:
-            query, key, _ = layer.qkv(x_TD).unflatten(-1, (3, layer.heads, -1)).unbind(-3)
-            looked.append(attention_of(query, key, places, lengths, i + 1, cross=cross, most=most))
-        x_TD = layer(x_TD, Packed(lengths), cross)
-    return x_TD
+class _Observer:
+    """Writes down the steps of a pair; see isinglass.runtime.runner.Observer."""
 
+    def __init__(
+        self, model: SuperGlue, pair: tuple[Features, Features], attention: int, alternatives: int, tell: Tell
+    ) -> None:
+        self.model, self.most_attended, self.alternatives, self.tell = model, attention, alternatives, tell
+        self.counts = pair[0].keypoints.shape[1], pair[1].keypoints.shape[1]
+        device = pair[0].device
+        self.places: Views = torch.arange(self.counts[0], device=device), torch.arange(self.counts[1], device=device)
+        self.layer = 0
+        self.steps: list[Step] = []
+        self.attended: list[Attention] = []
 
-def _sinkhorn(model: SuperGlue, similarity_MN: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Iterations to show and the log of the augmented assignment (M + 1, N + 1) after each; see `log_sinkhorn`."""
-    m, n = similarity_MN.shape
-    similarity_MN = similarity_MN.to(torch.promote_types(similarity_MN.dtype, torch.float32))
-    couplings = F.pad(similarity_MN, (0, 1, 0, 1), value=float(model.bin_score))
-    log_mu, log_nu = couplings.new_zeros(m + 1), couplings.new_zeros(n + 1)
-    log_mu[-1], log_nu[-1] = torch.tensor(n).log(), torch.tensor(m).log()
-    v, iterations = torch.zeros_like(log_nu), model.config.sinkhorn_iterations
-    shown = set(shown_iterations(iterations))
-    for number in range(1, iterations + 1):
-        u = log_mu - torch.logsumexp(couplings + v, dim=1)
-        v = log_nu - torch.logsumexp(couplings + u[:, None], dim=0)
-        if number in shown:
-            yield number, couplings + u[:, None] + v
+    def before_layer(self, layer: int) -> None:
+        """Tell of the layer."""
+        self.layer = layer + 1
+        self.tell(f"layer {self.layer} of {len(self.model.layers)}")
+
+    def attention(self, query_THC: Tensor, key_THC: Tensor, *, cross: bool) -> None:
+        """Note where the points look."""
+        if self.most_attended:
+            of_layer = self.places, self.counts, self.layer, cross, self.most_attended
+            self.attended.append(attention_of(query_THC, key_THC, *of_layer))
+
+    def after_layer(self, layer: int, buffer: TokenBuffer, exits: Exits) -> None:
+        """Note how Sinkhorn's iterations go on from the last layer."""
+        if layer < len(self.model.layers) - 1:
+            return
+        model, (states,) = self.model, buffer.states(buffer.pairs)
+        iterations = model.config.sinkhorn_iterations
+        shown = set(shown_iterations(iterations))
+
+        def after(number: int, result: Callable[[], Tensor]) -> None:
+            if number in shown:
+                self.tell(f"iteration {number} of {iterations}")
+                log_assignment = result()
+                indices, scores = mutual_matches(log_assignment[:, :-1, :-1], model.config.filter_threshold)
+                found = indices[0], scores[0]
+                self.steps.append(_step(number, log_assignment[0], found, self.places, self.alternatives))
+
+        similarity_1MN = model.similarity(states.x0_MD[None], states.x1_ND[None])
+        log_sinkhorn(similarity_1MN, model.bin_score, iterations, after=after)
 
 
 def _step(number: int, log_assignment: Tensor, found: Views, places: Views, most: int) -> Step:

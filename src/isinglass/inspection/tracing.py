@@ -20,7 +20,8 @@ from isinglass.matchers.lightglue import LightGlue
 from isinglass.matchers.nearest import Nearest
 from isinglass.matchers.superglue import SuperGlue
 from isinglass.options import Options
-from isinglass.pipeline import MatchResult, Pipeline, two_view
+from isinglass.pipeline import Pipeline
+from isinglass.result import MatchResult, geometry_if_installed
 from isinglass.types import Features, Matcher
 
 
@@ -141,7 +142,7 @@ def inspect_result(
         result=result,
         trace=found,
         options=replace(pipeline.options, precision="float32"),
-        robust=two_view(result, pipeline.options),
+        robust=geometry_if_installed(result),
         num_layers=pipeline.num_layers,
         masks=masks,
     )

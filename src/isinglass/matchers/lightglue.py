@@ -1,37 +1,37 @@
 """LightGlue: Local Feature Matching at Light Speed (Lindenberger, Sarlin, Pollefeys; ICCV 2023). Equations by number.
 
+This file is what runs, in training and in inference: `isinglass.runtime.runner` has the loop over the layers. Blocks
+that have `fused` are rearranged for inference where nothing was changed; `execution="plain"` runs them as they are.
+
 Legend of shape suffixes: B batch of pairs, 2 views of a pair, N keypoints of a view (padded), T tokens of the layout in
-use, M and N keypoints of view 0 and 1 of one pair, D width, H heads, C channels a head. `...` stands for the token
-axes of either layout: (T,) packed or (B, 2, N) dense (isinglass.ops.attention).
+use, P pairs, M and N keypoints of view 0 and 1 of one pair, D width, H heads, C channels a head. `...` stands for the
+token axes of any layout: (T,) packed or (B, 2, N) dense (isinglass.runtime.layouts).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isinglass.errors import InputError
-from isinglass.matchers.execution import Views, execution_of, mixed_precision
-from isinglass.matchers.lightglue_layers import Assignment, Layer
-from isinglass.matchers.recorded import Exits, LightGlueParts, RecordedLightGlue, match_alike, stacked
+from isinglass.kernels.assignment import double_softmax_matches, log_double_softmax
+from isinglass.kernels.linear import linear
+from isinglass.kernels.rotary import Rotation
 from isinglass.numbers import MOST_CHANNELS, check_numbers
-from isinglass.ops.anatomy import is_replaced
-from isinglass.ops.assignment import mutual_matches
-from isinglass.ops.attention import Dense, Packed
-from isinglass.ops.linear import linear
-from isinglass.ops.ragged import MAX_TOKENS, Ragged
-from isinglass.ops.rotary import Rotation
-from isinglass.ops.threads import in_team
-from isinglass.ops.units import Unit, prepared
-from isinglass.types import Features, Matches, check_pairs, chunk_pairs, distinct_views, match_batch
+from isinglass.runtime.anatomy import is_replaced
+from isinglass.runtime.fused import FusedBlock, parameters_of
+from isinglass.runtime.layouts import Dense, Layout
+from isinglass.runtime.packed import MAX_TOKENS, Inputs
+from isinglass.runtime.pairs import match_batch
+from isinglass.runtime.runner import Exits, Found, Tokens, match_many, run_layers
+from isinglass.types import Features, Matches
 from isinglass.weights import Pretrained
-
-METHODS = ("forward", "_rotation", "_predict", "_head")  # that `forward` is made of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +55,123 @@ class LightGlueConfig:
             raise InputError(f"width {self.width} cannot be split into {self.heads} heads of an even size")
 
 
+class FeedForward(nn.Sequential):
+    """The MLP of eq. 1, on state and message concatenated."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(
+            nn.Linear(2 * width, 2 * width), nn.LayerNorm(2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+
+
+class AttentionBlock(nn.Module):
+    """What self- and cross-attention share: the state is updated by an MLP of itself and a message (eq. 1)."""
+
+    def __init__(self, width: int, heads: int, **projections: nn.Linear) -> None:
+        super().__init__()
+        self.heads = heads
+        for name, projection in projections.items():
+            self.add_module(name, projection)
+        self.out = nn.Linear(width, width)
+        self.ffn = FeedForward(width)
+
+    def update(self, x: Tensor, message: Tensor) -> Tensor:
+        """Return the states (..., D), given messages (..., H, C)."""
+        return x + self.ffn(torch.cat([x, self.out(message.flatten(-2))], dim=-1))
+
+    def merged(self, projection: tuple[Tensor, Tensor], dtype: torch.dtype, *, is_cross: bool) -> FusedBlock:
+        """Return the same block for inference, made of weight and bias of the projections to queries, keys, values."""
+        first, norm, _, last = self.ffn
+        assert isinstance(first, nn.Linear) and isinstance(norm, nn.LayerNorm) and isinstance(last, nn.Linear)
+        shape, scale, shift, eps = norm.normalized_shape, norm.weight.detach(), norm.bias.detach(), norm.eps
+
+        def activation(hidden: Tensor) -> Tensor:
+            return F.gelu(F.layer_norm(hidden, shape, scale.to(dtype), shift.to(dtype), eps))
+
+        layers = [projection, *map(parameters_of, (self.out, first, last))]
+        return FusedBlock.merged(layers, activation, dtype, heads=self.heads, is_cross=is_cross)
+
+
+class SelfAttention(AttentionBlock):
+    """Each point attends to all points of its image; scores depend on relative positions (eq. 1 to 3)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(width, heads, qkv=nn.Linear(width, 3 * width))
+        self.qkv: nn.Linear
+
+    def forward(self, x: Tensor, rotation: Rotation, layout: Layout) -> Tensor:
+        """Return the states (..., D) after the block."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)
+        return self.update(x, layout.attend(rotation.apply(q), rotation.apply(k), v, cross=False))
+
+    def fused(self, dtype: torch.dtype) -> FusedBlock:
+        """Return the same block for inference."""
+        return self.merged(parameters_of(self.qkv), dtype, is_cross=False)
+
+
+class CrossAttention(AttentionBlock):
+    """Each point attends to all points of the other image; one projection is key and query (eq. 4).
+
+    The similarity is symmetric. Computing it once for both directions saves a product but must hold the M x N matrix
+    of every head; two fused calls never do, and are faster from a few hundred keypoints on.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(width, heads, qk=nn.Linear(width, width), v=nn.Linear(width, width))
+        self.qk: nn.Linear
+        self.v: nn.Linear
+
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        """Return the states (..., D) after the block."""
+        qk, v = (project(x).unflatten(-1, (self.heads, -1)) for project in (self.qk, self.v))
+        return self.update(x, layout.attend(qk, qk, v, cross=True))
+
+    def fused(self, dtype: torch.dtype) -> FusedBlock:
+        """Return the same block for inference."""
+        weights, biases = zip(parameters_of(self.qk), parameters_of(self.v), strict=True)
+        return self.merged((torch.cat(weights), torch.cat(biases)), dtype, is_cross=True)
+
+
+class Layer(nn.Module):
+    """One self- and one cross-attention block."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.self_attention = SelfAttention(width, heads)
+        self.cross_attention = CrossAttention(width, heads)
+
+    def forward(self, x: Tensor, rotation: Rotation, layout: Layout) -> Tensor:
+        """Return the states (..., D) after the layer."""
+        return self.cross_attention(self.self_attention(x, rotation, layout), layout)
+
+
+class Assignment(nn.Module):
+    """The prediction head of one layer (section 3.2)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.matchability = nn.Linear(width, 1)  # eq. 7, a logit
+        self.projection = nn.Linear(width, width)  # eq. 6
+
+    def forward(
+        self, x0_BMD: Tensor, x1_BND: Tensor, padding_BMN: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the log of the assignment (B, M, N), eq. 8, very low at padding, and matchability logits of both."""
+        scale = x0_BMD.shape[-1] ** -0.25
+        similarity_BMN = self.projection(x0_BMD) * scale @ (self.projection(x1_BND) * scale).mT
+        z0_BM, z1_BN = self.matchability(x0_BMD).squeeze(-1), self.matchability(x1_BND).squeeze(-1)
+        return log_double_softmax(similarity_BMN, z0_BM, z1_BN, padding_BMN), z0_BM, z1_BN
+
+    def fused_match(self, x0_MD: Tensor, x1_ND: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+        """Return `mutual_matches` of the assignment of one pair, (M,) and (M,), for inference on CPUs."""
+        scale = x0_MD.shape[-1] ** -0.25
+        z0_M, z1_N = self.matchability(x0_MD).squeeze(-1), self.matchability(x1_ND).squeeze(-1)
+        projected0_MD, projected1_ND = (linear(x, self.projection) * scale for x in (x0_MD, x1_ND))
+        return double_softmax_matches(projected0_MD, projected1_ND, z0_M, z1_N, threshold)
+
+
 class Prediction(NamedTuple):
-    """What one layer says of a dense batch; what a loss needs."""
+    """What one layer predicts for a dense batch; what a loss needs."""
 
     log_assignment_BNN: Tensor
     matchability_B2N: Tensor  # logits
@@ -66,7 +181,7 @@ class Prediction(NamedTuple):
 class LightGlue(Pretrained, nn.Module):
     """The matcher. `LightGlue(config)` has random weights; `LightGlue.pretrained(name)` loads published or own ones.
 
-    execution      "auto", "plain", "fused" or "cuda_graph", see isinglass.matchers.execution
+    execution      "auto", "plain", "fused" or "cuda_graph", see isinglass.runtime.execution
     compute_dtype  of the layers in `match`; the rest is in that of the weights
     max_tokens     keypoints of all pairs that are matched at once
     """
@@ -74,6 +189,7 @@ class LightGlue(Pretrained, nn.Module):
     Config: ClassVar[type] = LightGlueConfig
     default_weights: ClassVar[str] = "lightglue-aliked"
     bytes_per_token: ClassVar[int] = 17_000  # measured at width 256
+    FORWARD_METHODS: ClassVar[tuple[str, ...]] = ("_predict",)
 
     def __init__(self, config: LightGlueConfig | None = None) -> None:
         super().__init__()
@@ -95,9 +211,12 @@ class LightGlue(Pretrained, nn.Module):
         """As written into its matches."""
         return self.weights_name
 
-    def confidence_threshold(self, layer: int) -> float:
-        """lambda_l of section 3.3 (appendix: 0.8 + 0.1 exp(-4 l / L)) for the 0-based `layer`."""
-        return 0.8 + 0.1 * math.exp(-4 * layer / self.config.layers)
+    @property
+    def descriptor_size(self) -> int:
+        """Channels of the descriptors that it takes."""
+        return self.config.input_size
+
+    # ---- training: all layers for all points
 
     def forward(
         self,
@@ -108,298 +227,136 @@ class LightGlue(Pretrained, nn.Module):
         mask_B2N: Tensor | None = None,
         every_layer: bool = False,
     ) -> list[Prediction]:
-        """Predictions of the dense layout, without adaptivity: of the last layer, or of every layer (training).
+        """Return the predictions of the last layer, or of every layer (training), without adaptivity.
 
         The log assignment of padding is very low, so that it is nobody's match.
         """
-        x_B2ND = self.input_projection(descriptors_B2ND)
-        rotation = self._rotation(keypoints_B2N2, image_size_B22, scale_orientation_B2N2)
-        layout = Dense(mask_B2N)
-        predictions = []
-        for i, layer in enumerate(self.layers):
-            x_B2ND = layer(x_B2ND, rotation, layout)
+        scores = keypoints_B2N2[..., 0]  # LightGlue takes none
+        inputs = Inputs(keypoints_B2N2, descriptors_B2ND, scores, image_size_B22[:, :, None], scale_orientation_B2N2)
+        predictions: list[Prediction] = []
+
+        def after(i: int, tokens: Tokens) -> Tokens:
             if every_layer or i == len(self.layers) - 1:
-                predictions.append(self._predict(i, x_B2ND, mask_B2N))
+                predictions.append(self._predict(i, tokens.x, mask_B2N))
+            return tokens
+
+        run_layers(self.layers, Tokens(*self.encode(inputs), Dense(mask_B2N)), after)
         return predictions
 
+    def _predict(self, layer: int, x_B2ND: Tensor, mask_B2N: Tensor | None) -> Prediction:
+        """Predict in the precision of the weights, whatever the layers run in: likelihoods of bfloat16 teach little."""
+        last, x_B2ND = layer == len(self.layers) - 1, x_B2ND.to(next(self.parameters()).dtype)
+        with torch.autocast(x_B2ND.device.type, enabled=False):
+            log_assignment_BNN, z0_BN, z1_BN = self.assignments[layer](x_B2ND[:, 0], x_B2ND[:, 1], _padding(mask_B2N))
+            confidence_B2N = None if last else self.confidences[layer](x_B2ND.detach()).squeeze(-1)
+        return Prediction(log_assignment_BNN, torch.stack([z0_BN, z1_BN], dim=1), confidence_B2N)
+
+    # ---- inference
+
     def match(self, features0: Features, features1: Features) -> Matches:
-        """Matches of a batch of pairs; see `match_many`, which it is, with padding dropped before and added after."""
+        """Match a batch of pairs as `match_many` does; padding is dropped before and added after."""
         return match_batch(self, features0, features1)
 
-    @torch.inference_mode()
     def match_many(self, features0: Sequence[Features], features1: Sequence[Features]) -> list[Matches]:
-        """One `Matches` a pair of a ragged list, adaptive in depth and width for each pair on its own.
+        """Return one `Matches` for each pair of a ragged list, adaptive in depth and width for each pair on its own.
 
         A pair's result does not depend on its batch mates (up to rounding). A subclass or instance that has another
         `forward` is matched by that, all layers for all points. Raises InputError on features that this model was not
         made for, see `check_pairs`, and where `execution` cannot be had.
         """
-        execution = execution_of(self, LightGlue, METHODS)
-        pairs = check_pairs(
-            features0, features1, matcher=self.name, accepts=self.accepts, descriptor_size=self.config.input_size
-        )
-        if execution == "cuda_graph":
-            return match_alike(self._match_recorded, self._match_plain, pairs, self.max_tokens)
-        match_chunk = self._match_packed if execution == "fused" else self._match_plain
-        return [matches for chunk in chunk_pairs(pairs, self.max_tokens) for matches in match_chunk(chunk)]
+        return match_many(self, LightGlue, features0, features1)
 
-    # --- the parts of `forward` and `match_many`
-
-    def _rotation(self, keypoints: Tensor, image_size: Tensor, scale_orientation: Tensor | None) -> Rotation:
-        """Positions (..., 2) px, relative to the image's centre and half its long side, as angles (section 3.1)."""
-        size = image_size.to(keypoints)
-        if keypoints.ndim > size.ndim:  # dense: one size serves the N keypoints of a view
-            size = size[..., None, :]
-        position = (keypoints - size / 2) / (size.amax(dim=-1, keepdim=True) / 2)
+    def encode(self, inputs: Inputs) -> tuple[Tensor, Rotation]:
+        """Return the states (..., D) before the first layer, and what turns queries and keys (section 3.1)."""
+        size = inputs.image_size.to(inputs.keypoints)
+        position = (inputs.keypoints - size / 2) / (size.amax(dim=-1, keepdim=True) / 2)
         if self.config.scale_orientation:
-            if scale_orientation is None or scale_orientation.shape[-1] != 2:
+            if inputs.scale_orientation is None:
                 raise InputError(f"{self.name!r} needs keypoints with scale and orientation (SIFT); these have none")
-            position = torch.cat([position, scale_orientation.to(position)], dim=-1)
+            position = torch.cat([position, inputs.scale_orientation.to(position)], dim=-1)
         angle = self.position_encoding(position).repeat_interleave(2, dim=-1)[..., None, :]
-        return Rotation(angle.cos(), angle.sin())
+        return self.input_projection(inputs.descriptors), Rotation(angle.cos(), angle.sin())
 
-    def _head(self, layer: int) -> Assignment:
-        head = self.assignments[layer]
-        assert isinstance(head, Assignment)
-        return head
+    def log_assignment(self, layer: int, x0_BMD: Tensor, x1_BND: Tensor, mask_B2N: Tensor | None = None) -> Tensor:
+        """Return the log of the assignment (B, M, N) by the head of a layer."""
+        return self.assignments[layer](x0_BMD, x1_BND, _padding(mask_B2N))[0]
 
-    def _predict(self, layer: int, x_B2ND: Tensor, mask_B2N: Tensor | None) -> Prediction:
-        """In the precision of the weights, whatever the layers run in: likelihoods of bfloat16 teach little."""
-        padding_BNN = None if mask_B2N is None else ~(mask_B2N[:, 0, :, None] & mask_B2N[:, 1, None, :])
-        last, x_B2ND = layer == len(self.layers) - 1, x_B2ND.to(next(self.parameters()).dtype)
-        with torch.autocast(x_B2ND.device.type, enabled=False):
-            log_assignment_BNN, z0_BN, z1_BN = self._head(layer)(x_B2ND[:, 0], x_B2ND[:, 1], padding_BNN)
-            confidence_B2N = None if last else self.confidences[layer](x_B2ND.detach()).squeeze(-1)
-        return Prediction(log_assignment_BNN, torch.stack([z0_BN, z1_BN], dim=1), confidence_B2N)
+    # Adaptive depth and width (section 3.3).
 
-    @in_team
-    def _match_packed(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
-        """By fused blocks."""
-        units = self._prepared()
-        buffer = self._pack(pairs, units[0][0])
+    def confidence_threshold(self, layer: int) -> float:
+        """lambda_l of section 3.3 (appendix: 0.8 + 0.1 exp(-4 l / L)) for the 0-based `layer`."""
+        return 0.8 + 0.1 * math.exp(-4 * layer / self.config.layers)
 
-        def act(i: int) -> None:
-            attend_self, attend_cross = units[i]
-            if i > 0:  # the first was done before views met, see `_pack`
-                buffer.state_T = attend_self(buffer.state_T, buffer.lengths, *buffer.constant_T)
-            buffer.state_T = attend_cross(buffer.state_T, buffer.lengths)
-
-        def assigned(i: int, x0_MD: Tensor, x1_ND: Tensor) -> tuple[Tensor, Tensor]:
-            return self._head(i).match(x0_MD, x1_ND, self.config.filter_threshold)
-
-        return self._adaptive(pairs, buffer, act, assigned)
-
-    def _match_plain(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
-        """By the modules: `forward` where that is not the one above, else the layers one after the other."""
-        if is_replaced(self, LightGlue, METHODS):
-            return [self._match_by_forward(pair) for pair in pairs]
-        views, like = [view for pair in pairs for view in pair], next(self.parameters())
-        keypoints_T2, size_T2, scale_orientation_T2, descriptors_TD = self._inputs(views)
-        rotation = self._rotation(keypoints_T2, size_T2, scale_orientation_T2)
-        x_TD, lengths = self.input_projection(descriptors_TD), [view.keypoints.shape[1] for view in views]
-        buffer = Ragged.pack(x_TD, (rotation.cos, rotation.sin), lengths)
-
-        def act(i: int) -> None:
-            with mixed_precision(self, like):
-                layout = Packed(tuple(buffer.lengths))
-                buffer.state_T = self.layers[i](buffer.state_T, Rotation(*buffer.constant_T), layout)
-
-        def assigned(i: int, x0_MD: Tensor, x1_ND: Tensor) -> tuple[Tensor, Tensor]:
-            head = self.assignments[i]
-            if isinstance(head, Assignment) and is_replaced(head, Assignment, ("match",), hooks=False):
-                return head.match(x0_MD, x1_ND, self.config.filter_threshold)
-            with torch.autocast(like.device.type, enabled=False):
-                log_assignment_1MN, *_ = head(x0_MD[None], x1_ND[None])
-            indices_1M, scores_1M = mutual_matches(log_assignment_1MN, self.config.filter_threshold)
-            return indices_1M[0], scores_1M[0]
-
-        return self._adaptive(pairs, buffer, act, assigned)
-
-    def _match_by_forward(self, pair: tuple[Features, Features]) -> Matches:
-        """All layers for all points, by calling the module."""
-        both, like = Views.of(pair), next(self.parameters())
-        found, left = None, [torch.zeros(n, dtype=torch.int64, device=like.device) for n in both.counts]
-        if all(both.counts):
-            numbers = [both.features.keypoints, both.features.descriptors, both.features.image_size]
-            keypoints_12N2, descriptors_12ND, image_size_12 = (value[None].to(like) for value in numbers)
-            scale_orientation_2N2 = _scale_orientation(both.features) if self.config.scale_orientation else None
-            more = None if scale_orientation_2N2 is None else scale_orientation_2N2[None].to(like)
-            with mixed_precision(self, like):
-                prediction = self(keypoints_12N2, descriptors_12ND, image_size_12, more, both.mask_12N)[-1]
-            log_assignment_1MN = both.cut(prediction.log_assignment_BNN)
-            indices_1M, scores_1M = mutual_matches(log_assignment_1MN, self.config.filter_threshold)
-            found, left = (indices_1M[0], scores_1M[0].float()), [one + len(self.layers) for one in left]
-        never = [torch.full_like(one, torch.nan, dtype=torch.float32) for one in left]
-        return self._report(found, left, never, pair)
-
-    def _adaptive(
-        self,
-        pairs: Sequence[tuple[Features, Features]],
-        buffer: Ragged,
-        act: Callable[[int], None],
-        assigned: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]],
-    ) -> list[Matches]:
-        """Run all layers, of which `act(i)` is one on the buffer; pairs and points leave as they are done.
-
-        `assigned(i, x0_MD, x1_ND)` are the indices and scores (M,) of states after that layer.
-        """
-        num_points, like = [sum(view.keypoints.shape[1] for view in pair) for pair in pairs], next(self.parameters())
-        matches: dict[int, tuple[Tensor, Tensor]] = {}
-        buffer.keep(None, (), 0)  # a pair with an empty view never enters
-        for i in range(len(self.layers)):
-            if not buffer.pairs:
-                break
-            act(i)
-            last = i == len(self.layers) - 1
-            confidence_T = None if last else self._confidence(i, buffer)
-            finished = set(buffer.pairs) if last else self._finished(i, buffer, confidence_T, num_points)
-            for pair, x0_MD, x1_ND, place0_M, place1_N in buffer.views(finished):
-                index_M, score_M = assigned(i, x0_MD.to(like), x1_ND.to(like))
-                matched_M = torch.where(index_M < 0, -1, place1_N[index_M])
-                matches[pair] = _scatter(place0_M, matched_M, score_M, pairs[pair][0].keypoints.shape[1])
-            buffer.keep(None if last else self._matchable(i, buffer, confidence_T), finished, i + 1)
-        return [
-            self._report(matches.get(i), buffer.report(buffer.left_at_A, i), buffer.report(buffer.note_A, i), pair)
-            for i, pair in enumerate(pairs)
-        ]
-
-    def _match_recorded(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
-        """By recorded CUDA graphs, of pairs of which no view is empty."""
-        views, config = [view for pair in pairs for view in pair], self.config
-        x_TD, factors_T = self._tokens(views)
-        exits = Exits(
-            alpha=config.depth_confidence,
-            least_matchable=None if config.width_confidence is None else 1 - config.width_confidence,
-            confident=tuple(self.confidence_threshold(i) for i in range(len(self.layers))),
-            filter_threshold=config.filter_threshold,
-        )
-        lengths, matches = [view.keypoints.shape[1] for view in views], []
-        found, trace = self._recorded().match(x_TD.to(self.compute_dtype), factors_T, lengths, exits)
-        left, confidences = (values_A[: sum(lengths)].split(lengths) for values_A in trace)
-        for i, pair in enumerate(pairs):
-            of_pair, both = (found.indices_PN[i, : lengths[2 * i]], found.scores_PN[i, : lengths[2 * i]]), 2 * i + 2
-            matches.append(self._report(of_pair, left[2 * i : both], confidences[2 * i : both], pair))
-        return matches
-
-    def _pack(self, pairs: Sequence[tuple[Features, Features]], self_attention: Unit) -> Ragged:
-        """The views side by side, after the first layer's self-attention, which each view needs but once."""
-        views, which = distinct_views(pairs)
-        lengths, (x_VD, factors_V) = [view.keypoints.shape[1] for view in views], self._tokens(views)
-        x_VD = self_attention(x_VD.to(self.compute_dtype), lengths, factors_V)
-        if len(views) == len(which):
-            return Ragged.pack(x_VD, (factors_V,), lengths)
-        place_V = torch.arange(len(x_VD), device=x_VD.device).split(lengths)
-        place_T = torch.cat([place_V[i] for i in which])
-        return Ragged.pack(x_VD[place_T], (factors_V[place_T],), [lengths[i] for i in which])
-
-    def _inputs(self, views: Sequence[Features]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Keypoints (V, 2), image sizes (V, 2), scales and orientations (V, 2), descriptors (V, C), side by side."""
-        lengths, like = [view.keypoints.shape[1] for view in views], next(self.parameters())
-        keypoints_V2 = torch.cat([view.keypoints[0] for view in views]).to(like)
-        size_V2 = torch.cat([view.image_size.expand(n, 2) for view, n in zip(views, lengths, strict=True)])
-        scale_orientation_V2 = torch.cat([_scale_orientation(view)[0] for view in views]).to(like)
-        return keypoints_V2, size_V2, scale_orientation_V2, torch.cat([view.descriptors[0] for view in views]).to(like)
-
-    def _tokens(self, views: Sequence[Features]) -> tuple[Tensor, Tensor]:
-        """States (V, D) before the first layer, and what turns them (V, 1, C / 2, 2), the views side by side."""
-        keypoints_V2, size_V2, scale_orientation_V2, x_VD = self._inputs(views)
-        if isinstance(self.input_projection, nn.Linear):
-            x_VD = linear(x_VD, self.input_projection)
-        return x_VD, self._rotation(keypoints_V2, size_V2, scale_orientation_V2).as_factors()
-
-    def _recorded(self) -> RecordedLightGlue:
-        def make() -> RecordedLightGlue:
-            heads = [self._head(i) for i in range(len(self.layers))]
-            return RecordedLightGlue(
-                LightGlueParts(
-                    units=self._units(),
-                    confidence=stacked([*self.confidences, heads[-1].matchability]),
-                    matchability=stacked([head.matchability for head in heads]),
-                    projection=stacked([head.projection for head in heads]),
-                )
-            )
-
-        return prepared(self, ("recorded", self.compute_dtype), make)
-
-    def _prepared(self) -> list[tuple[Unit, Unit]]:
-        """The fused blocks of all layers, in the dtype that this model computes in."""
-        return prepared(self, ("units", self.compute_dtype), self._units)
-
-    def _units(self) -> list[tuple[Unit, Unit]]:
-        layers, dtype = [layer for layer in self.layers if isinstance(layer, Layer)], self.compute_dtype
-        return [(layer.self_attention.prepared(dtype), layer.cross_attention.prepared(dtype)) for layer in layers]
-
-    def _confidence(self, layer: int, buffer: Ragged) -> Tensor | None:
-        """(T,) how sure each point's prediction is of being final (eq. 11)."""
+    def max_unsure(self, num_points: int) -> int:
+        """Return with how many unsure points a pair of so many is finished (eq. 12); -1 = never."""
         if self.config.depth_confidence is None:
-            return None
-        state_TD = buffer.state_T.to(next(self.parameters()))
-        confidence_T = torch.sigmoid(self.confidences[layer](state_TD)).squeeze(-1)
-        buffer.note(confidence_T)
-        return confidence_T
+            return -1
+        count = min(int((1 - self.config.depth_confidence) * num_points) + 1, num_points)
+        while count >= 0 and not 1 - count / max(num_points, 1) > self.config.depth_confidence:
+            count -= 1
+        return count
 
-    def _finished(
-        self, layer: int, buffer: Ragged, confidence_T: Tensor | None, num_points: Sequence[int]
-    ) -> Collection[int]:
-        """Pairs whose share of confident points exceeds alpha (eq. 12). Pruned points count as confident."""
-        if confidence_T is None or self.config.depth_confidence is None:
-            return ()
-        unconfident = buffer.count(confidence_T < self.confidence_threshold(layer))
-        return {
-            pair
-            for pair, count in zip(buffer.pairs, unconfident, strict=True)
-            if 1 - count / num_points[pair] > self.config.depth_confidence
-        }
+    def exits(self, layer: int, x_TD: Tensor, layout: Any, max_unsure_P: Tensor) -> Exits:
+        """Return which pairs stop after a layer that is not the last, and which points go on.
 
-    def _matchable(self, layer: int, buffer: Ragged, confidence_T: Tensor | None) -> Tensor | None:
-        """(T,) bool, False = prune: confident and unmatchable (section 3.3). None = prune nothing."""
-        if self.config.width_confidence is None:
-            return None
-        state_TD = buffer.state_T.to(next(self.parameters()))
-        keep_T = self._probability(layer, state_TD, buffer) > 1 - self.config.width_confidence
-        return keep_T if confidence_T is None else keep_T | (confidence_T <= self.confidence_threshold(layer))
+        A pair stops where more than alpha of its points are sure that their prediction is final (eq. 11 and 12); points
+        that were pruned are. A point is pruned where it is sure and unmatchable.
+        """
+        threshold, config = self.confidence_threshold(layer), self.config
+        confidence_T = finished_P = stays_T = None
+        if config.depth_confidence is not None:
+            confidence_T = self.confidences[layer](x_TD).squeeze(-1).sigmoid()
+            finished_P = layout.pair_counts(confidence_T < threshold) <= max_unsure_P
+        if config.width_confidence is not None:
+            stays_T = self.matchability(layer, x_TD, layout) > 1 - config.width_confidence
+            stays_T = stays_T if confidence_T is None else stays_T | (confidence_T <= threshold)
+        return Exits(finished_P, stays_T, confidence_T)
 
-    def _probability(self, layer: int, state_TD: Tensor, buffer: Ragged) -> Tensor:
-        """(T,) how likely each point has a match, by the layer's head; of one with its own `forward` by that."""
+    def matchability(self, layer: int, x_TD: Tensor, layout: Any) -> Tensor:
+        """Return how likely each token has a match (T,), sigma of eq. 7, as the layer's head has it."""
         head = self.assignments[layer]
         if not is_replaced(head, Assignment, ("forward",)):
-            return self._head(layer).probability(state_TD)
-        views = state_TD.split(buffer.lengths)
+            return cast(Assignment, head).matchability(x_TD).squeeze(-1).sigmoid()
+        views = x_TD.split(list(layout.lengths))
         logits = [head(x0[None], x1[None])[1:] for x0, x1 in zip(views[::2], views[1::2], strict=True)]
         return torch.cat([logit_1N[0] for pair in logits for logit_1N in pair]).sigmoid()
 
-    def _report(
-        self,
-        found: tuple[Tensor, Tensor] | None,
-        left: Sequence[Tensor],
-        confidences: Sequence[Tensor],
-        pair: tuple[Features, Features],
-    ) -> Matches:
-        """Of indices and scores (M,), and of each view the layers its points went through and their confidences."""
-        none = pair[0].keypoints.new_zeros(0)
-        indices, scores = found or _scatter(none.long(), none.long(), none, pair[0].keypoints.shape[1])
+    # What isinglass.runtime needs besides.
+
+    def predict(self, inputs: Inputs, mask_B2N: Tensor | None) -> Tensor:
+        """Return the log of the assignment (B, N, N) by `forward`."""
+        image_size_B22 = inputs.image_size[:, :, 0]
+        scale_orientation = inputs.scale_orientation if self.config.scale_orientation else None
+        numbers = inputs.keypoints, inputs.descriptors, image_size_B22, scale_orientation, mask_B2N
+        return self(*numbers)[-1].log_assignment_BNN
+
+    def fused_layers(self, dtype: torch.dtype) -> list[list[Any]]:
+        """Return the fused blocks of each layer, which compute in that dtype."""
+        layers = [layer for layer in self.layers if isinstance(layer, Layer)]
+        return [[layer.self_attention.fused(dtype), layer.cross_attention.fused(dtype)] for layer in layers]
+
+    def fused_matches(self, layer: int, x0_MD: Tensor, x1_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the matches of one pair, (M,) and (M,), by the head of a layer, on CPUs."""
+        head = self.assignments[layer]
+        assert isinstance(head, Assignment)
+        return head.fused_match(x0_MD, x1_ND, self.config.filter_threshold)
+
+    def report(self, found: Found) -> Matches:
+        """Return the result of a pair as it is handed out."""
         adaptive_depth = self.config.depth_confidence is not None
+        pruned_at0, pruned_at1 = found.pruned_at
         return Matches(
-            indices=indices[None],
-            scores=scores[None],
-            stop_layer=torch.cat([*left, left[0].new_zeros(1)]).max()[None],
-            pruned_at0=left[0][None],
-            pruned_at1=left[1][None],
-            confidences0=confidences[0][None] if adaptive_depth else None,
-            confidences1=confidences[1][None] if adaptive_depth else None,
+            indices=found.matches[0][None],
+            scores=found.matches[1][None],
+            stop_layer=torch.cat([pruned_at0, pruned_at1, pruned_at0.new_zeros(1)]).max()[None],
+            pruned_at0=pruned_at0[None],
+            pruned_at1=pruned_at1[None],
+            confidences0=found.confidences[0][None] if adaptive_depth else None,
+            confidences1=found.confidences[1][None] if adaptive_depth else None,
             matcher=self.name,
         )
 
 
-def _scale_orientation(view: Features) -> Tensor:
-    """(B, N, 2) px and rad of each keypoint; (B, N, 0) where its detector estimates none."""
-    known = [value for value in (view.scales, view.orientations) if value is not None]
-    return torch.stack(known, dim=-1) if known else view.keypoints[..., :0]
-
-
-def _scatter(place_M: Tensor, matched_M: Tensor, score_M: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Matches of the points that were left, as matches of all `count` points there were."""
-    indices = place_M.new_full((count,), -1)
-    scores = score_M.new_zeros(count, dtype=torch.float32)
-    indices[place_M], scores[place_M] = matched_M, score_M.float()
-    return indices, scores
+def _padding(mask_B2N: Tensor | None) -> Tensor | None:
+    """Return where one of both keypoints is none (B, N, N)."""
+    return None if mask_B2N is None else ~(mask_B2N[:, 0, :, None] & mask_B2N[:, 1, None, :])

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from isinglass.errors import InputError
 from isinglass.numbers import ANY_SCORE, check_numbers
-from isinglass.types import Features, Matches, check_pairs, match_batch
+from isinglass.runtime.pairs import check_pairs, match_batch
+from isinglass.types import Features, Matches
 
 MAX_SIMILARITIES = 2**24  # held at once: 64 MiB of float32, whatever the number of keypoints
 

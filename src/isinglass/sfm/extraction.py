@@ -20,8 +20,8 @@ from isinglass.files import PathLike
 from isinglass.images import reading_version
 from isinglass.images.folder import list_photos
 from isinglass.images.masks import find_masks
-from isinglass.ops.anatomy import customized
 from isinglass.pipeline import Pipeline
+from isinglass.runtime.anatomy import customized
 from isinglass.sfm.progress import Tell
 from isinglass.sfm.store import FeatureStore, check_name
 from isinglass.types import Features

@@ -19,8 +19,8 @@ import torch
 
 from isinglass.errors import InputError, WriteError
 from isinglass.files import PathLike
-from isinglass.ops.anatomy import customized
 from isinglass.pipeline import Pipeline
+from isinglass.runtime.anatomy import customized
 from isinglass.sfm.extraction import feature_settings
 from isinglass.sfm.progress import Tell
 from isinglass.sfm.store import FeatureStore, MatchStore, Pair, PairMatches

@@ -19,9 +19,10 @@ from isinglass.errors import InputError
 from isinglass.files.atomic import PathLike
 from isinglass.files.colmap_model import read_colmap_model
 from isinglass.files.lists import read_pair_list, write_pair_list
+from isinglass.runtime.pairs import chunk_pairs
 from isinglass.sfm.progress import Tell
 from isinglass.sfm.store import FeatureStore, Pair
-from isinglass.types import Features, Matcher, chunk_pairs
+from isinglass.types import Features, Matcher
 
 LEAST_MATCHES = 3.0  # of the first pass, each counted by its score: see docs/maps.md
 FEW_KEYPOINTS_IN_MEMORY = 2**20  # of the first pass: 0.5 GB of 128 channels

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from isinglass.errors import IsinglassError
-from isinglass.pipeline import CHEAP_KEYPOINTS, Pipeline, two_view
+from isinglass.pipeline import CHEAP_KEYPOINTS, Pipeline
+from isinglass.result import geometry_if_installed
 from isinglass.sfm.options import LEAST_INLIERS
 from isinglass.types import Features
 
@@ -66,7 +67,7 @@ def _best_turn(pipeline: Pipeline, features: Features, candidates: Sequence[Feat
 
 def _inliers(pipeline: Pipeline, features0: Features, features1: Features) -> int:
     (result,) = pipeline.match_features([features0], [[features1]])
-    geometry = two_view(result, pipeline.options)
+    geometry = geometry_if_installed(result)
     return 0 if geometry is None or geometry.model is None else geometry.num_inliers
 
 

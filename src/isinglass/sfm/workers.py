@@ -21,10 +21,10 @@ import torch
 from isinglass.devices import devices_here, find_device
 from isinglass.errors import InputError, IsinglassError
 from isinglass.files import PathLike
+from isinglass.kernels.attention import agree_on_kernel, kernel_name
+from isinglass.kernels.linear import compute_dtype
+from isinglass.kernels.threads import use_threads
 from isinglass.models import load_matcher
-from isinglass.ops.attention import agree_on_kernel, fastest_kernel
-from isinglass.ops.linear import compute_dtype
-from isinglass.ops.threads import use_threads
 from isinglass.options import Options
 from isinglass.sfm.matching import (
     PAIRS_A_CHUNK,
@@ -71,7 +71,7 @@ def match_with_workers(
     settings, limits = settings_of(matcher, features.settings), (keypoints_a_batch(matcher), None)
     book = {"settings": settings, "limits": limits, "chunk_pairs": PAIRS_A_CHUNK, "tell": tell}
     with MatchRun(features, pairs, matches_path, **book) as run:
-        kernel = fastest_kernel(getattr(matcher, "compute_dtype", torch.float32)).__name__
+        kernel = kernel_name(getattr(matcher, "compute_dtype", torch.float32))
         team = _Team(run, features_path, options, max(1, memory_mb // workers), kernel)
         try:
             for i in range(min(workers, len(run.chunks))):

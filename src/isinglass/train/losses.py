@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from isinglass.kernels.assignment import mutual_matches
 from isinglass.matchers.lightglue import Prediction
-from isinglass.ops.assignment import mutual_matches
 from isinglass.train.batch import UNMATCHABLE
 
 

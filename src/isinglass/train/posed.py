@@ -28,8 +28,8 @@ from isinglass.files.lists import tokens_of
 from isinglass.files.npz import read_npz, write_npz
 from isinglass.geometry.camera import Covisible, covisible, is_rotation, sample_depth
 from isinglass.images import features_to_original, read_header, read_photo, reading_version, resized, upright, whole
+from isinglass.kernels.threads import for_each, in_team
 from isinglass.names import file_name
-from isinglass.ops.threads import for_each, in_team
 from isinglass.options import features_key
 from isinglass.train.batch import PairBatch, stacked
 from isinglass.train.labels import Landing, targets

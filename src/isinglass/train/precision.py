@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from isinglass.errors import InputError
+from isinglass.kernels.threads import on_one_thread
 from isinglass.matchers.lightglue import LightGlue, LightGlueConfig
 from isinglass.matchers.superglue import SuperGlue, SuperGlueConfig
-from isinglass.ops.threads import on_one_thread
 from isinglass.train.config import PRECISIONS
 
 Measure = Callable[[LightGlueConfig | SuperGlueConfig], float]

@@ -22,7 +22,7 @@ from isinglass.datasets.views import Floats
 from isinglass.errors import InputError
 from isinglass.files import read_signed_json, write_signed_json
 from isinglass.files.npz import NUMPY_DAMAGE
-from isinglass.ops.threads import for_each, in_team
+from isinglass.kernels.threads import for_each, in_team
 from isinglass.options import features_key
 from isinglass.types import Extractor, Features, Signature
 

@@ -23,7 +23,7 @@ from isinglass.datasets.views import TO_CORNERS, Floats, Shape, middle, random_v
 from isinglass.errors import InputError
 from isinglass.images import read_image, reading_version
 from isinglass.images.folder import Selection, list_photos
-from isinglass.ops.threads import for_each, in_team
+from isinglass.kernels.threads import for_each, in_team
 
 DECODED_PHOTOS = 64  # kept in memory
 LONG_SIDE_PX = 1600  # that decoded photos are reduced to

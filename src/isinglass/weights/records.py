@@ -96,7 +96,7 @@ def known_file(file: str, sha256: str, model: str) -> Record | None:
 
 
 def calibration(matcher: str) -> Mapping[str, Any] | None:
-    """What a matcher's scores are worth, as `isinglass.ops.calibration.Calibration` has it; None = not measured."""
+    """What a matcher's scores are worth, as `isinglass.kernels.calibration.Calibration` has it; None = not measured."""
     return _calibrations().get(matcher)
 
 

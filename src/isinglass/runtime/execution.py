@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from isinglass.errors import InputError
-from isinglass.ops.anatomy import is_replaced, modification
-from isinglass.types import Features
+from isinglass.runtime.anatomy import is_replaced, modification
 
 Execution = Literal["plain", "fused", "cuda_graph"]
 EXECUTIONS = ("auto", *get_args(Execution))
 HALVES = (torch.float16, torch.bfloat16)
-Pair = tuple[Features, Features]
 
 
 def execution_of(network: Any, kind: type[nn.Module], methods: Sequence[str] = ("forward",)) -> Execution:
@@ -59,10 +57,32 @@ def execution_of(network: Any, kind: type[nn.Module], methods: Sequence[str] = (
     return cast(Execution, asked)
 
 
-def check_unmodified(network: nn.Module, kind: type[nn.Module], what: str) -> None:
-    """Raise InputError if `what` knows the layers of an unmodified `kind`, and the network is none."""
-    if (problem := modification(network, kind, any_tensors=True)) is not None:
-        raise InputError(f"{what} knows the layers of an unmodified {kind.__name__}; here {problem}")
+def may_be_rearranged(network: nn.Module, kind: type[nn.Module], image: Tensor) -> bool:
+    """Return whether rearranged layers may stand for the modules of a network.
+
+    They may for an unmodified network of `kind` whose `execution` is not "plain": in float32 on a CPU, neither in
+    training, wholly or in part, nor under autocast.
+    """
+    if getattr(network, "execution", "auto") == "plain" or torch.is_autocast_enabled("cpu"):
+        return False
+    dtypes = {image.dtype, *(parameter.dtype for parameter in network.parameters())}
+    if image.device.type != "cpu" or dtypes != {torch.float32} or any(part.training for part in network.modules()):
+        return False
+    return modification(network, kind) is None
+
+
+def check_layers_run(network: Any, kind: Any, what: str) -> None:
+    """Raise InputError if `what` follows a network layer by layer, and this one has a `forward` of its own."""
+    if not isinstance(network, kind) or is_replaced(network, kind, own_methods(kind)):
+        raise InputError(
+            f"{what} follows the layers of {kind.__name__} one by one; this {type(network).__name__} has a forward of "
+            "its own. Override layers instead, or blocks of them"
+        )
+
+
+def own_methods(kind: Any) -> tuple[str, ...]:
+    """Return the names of the methods that make up `forward` of a network, but that inference does without."""
+    return ("forward", *kind.FORWARD_METHODS)
 
 
 def mixed_precision(network: Any, weights: Tensor) -> contextlib.AbstractContextManager[Any]:
@@ -74,22 +94,3 @@ def mixed_precision(network: Any, weights: Tensor) -> contextlib.AbstractContext
     if network.compute_dtype not in HALVES or weights.dtype != torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(weights.device.type, dtype=network.compute_dtype, cache_enabled=False)
-
-
-class Views(NamedTuple):
-    """The two views of one pair as a dense batch of one, padded to the longer one."""
-
-    features: Features
-    mask_12N: Tensor | None
-    counts: tuple[int, int]
-
-    @classmethod
-    def of(cls, pair: Pair) -> Views:
-        """Stack a pair."""
-        both = Features.stack(pair)
-        mask = None if both.mask is None else both.mask[None]
-        return cls(both, mask, (pair[0].keypoints.shape[1], pair[1].keypoints.shape[1]))
-
-    def cut(self, log_assignment_BNN: Tensor) -> Tensor:
-        """(1, M, N), of the keypoints that are there."""
-        return log_assignment_BNN[:1, : self.counts[0], : self.counts[1]]

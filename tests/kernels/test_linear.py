@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from isinglass.errors import InputError
-from isinglass.ops import linear
-from isinglass.ops.linear import Affine, compute_dtype, rows_product
+from isinglass.kernels import linear
+from isinglass.kernels.linear import Affine, compute_dtype, rows_product
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.03}
 

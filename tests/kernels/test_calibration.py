@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from isinglass.errors import InputError
-from isinglass.ops.calibration import Calibration, probabilities
+from isinglass.kernels.calibration import Calibration, probabilities
 from isinglass.pipeline import MatchResult
 from isinglass.types import Matches
 from isinglass.weights import calibration, records
@@ -89,7 +89,7 @@ def matches_by(matcher):
 
 
 def test_probabilities_of_matches(monkeypatch):
-    monkeypatch.setattr("isinglass.ops.calibration.calibration", {"known": MAP.as_dict()}.get)
+    monkeypatch.setattr("isinglass.kernels.calibration.calibration", {"known": MAP.as_dict()}.get)
     matches = matches_by("known")
     found = probabilities(matches)
     torch.testing.assert_close(found, torch.tensor([[0.45, 0, 0.8, 0.1], [0, 0, 0.275, 0]]))
@@ -101,7 +101,7 @@ def test_a_result_has_probabilities_where_there_are_any(monkeypatch):
     matches = Matches(indices=torch.tensor([[2, -1, 0, 1]]), scores=torch.tensor([[0.7, 0.05, 0.9, 0.3]]), matcher="m")
     result = MatchResult(**views, matches=matches)
     assert result.probabilities is None
-    monkeypatch.setattr("isinglass.ops.calibration.calibration", {"m": MAP.as_dict()}.get)
+    monkeypatch.setattr("isinglass.kernels.calibration.calibration", {"m": MAP.as_dict()}.get)
     torch.testing.assert_close(result.probabilities, torch.tensor([0.45, 0.8, 0.1]))
 
 

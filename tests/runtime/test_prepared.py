@@ -15,9 +15,9 @@ from isinglass.extractors.superpoint import SuperPoint
 from isinglass.extractors.xfeat import XFeat, XFeatConfig
 from isinglass.matchers.lightglue import LightGlue, LightGlueConfig
 from isinglass.matchers.superglue import SuperGlue, SuperGlueConfig
-from isinglass.ops import units
-from isinglass.ops.anatomy import Snapshot, modification
-from isinglass.ops.units import prepared
+from isinglass.runtime import fused
+from isinglass.runtime.anatomy import Snapshot, modification
+from isinglass.runtime.fused import prepared
 from isinglass.train.lora import add_low_rank, merged
 from support import make_pair
 
@@ -294,10 +294,10 @@ def test_what_is_prepared_dies_with_its_model(kind):
         model.execution = execution
         model.match(*PAIR)
     gc.collect()
-    before, kept = len(units._PREPARED), weakref.ref(units._PREPARED[model])
+    before, kept = len(fused._PREPARED), weakref.ref(fused._PREPARED[model])
     del model
     gc.collect()
-    assert len(units._PREPARED) == before - 1 and kept() is None
+    assert len(fused._PREPARED) == before - 1 and kept() is None
 
 
 def test_a_snapshot_sees_odd_tensors():

@@ -1,13 +1,12 @@
-"""The attention unit that LightGlue and SuperGlue are made of, rearranged for inference.
+"""Attention blocks of LightGlue and SuperGlue, rearranged for inference.
 
 Both add to each state an MLP of the state and of an attended message (LightGlue eq. 1, SuperGlue eq. 3). Rearranged:
 
 - projections of one input are one product
 - the projection of the message and the first layer of the MLP are both linear, so they are one (a tenth less work in
   all that is linear). The bias of values adds to every message what it is, so it is in that layer's bias
-- on CPUs rows are cut into chunks, each of which one thread takes through all that acts on these rows: once to make
-  what others look at, once to look at it; what it makes stays in its core's cache
-
+- on CPUs each thread takes chunks of rows through two passes: write keys and values, then attend and update; what it
+  makes stays in its core's cache
 - attention's exponentials are powers of 2, so log2(e) is in the projections, as is the scale 1 / sqrt(C)
 
 The plain modules are the slow twin. Shapes: T tokens, N those of a chunk, D width, H heads, C channels a head,
@@ -29,42 +28,42 @@ from typing import NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from isinglass.ops.anatomy import Snapshot, can_be_compared
-from isinglass.ops.attention import attend_packed, fastest_kernel
-from isinglass.ops.linear import ROWS, Affine, has_onednn, padded_rows, rows_product
-from isinglass.ops.rotary import turn
-from isinglass.ops.segments import Segments
-from isinglass.ops.threads import for_each, team_size
+from isinglass.kernels.attention import fastest_kernel
+from isinglass.kernels.linear import ROWS, Affine, has_onednn, padded_rows, rows_product
+from isinglass.kernels.rotary import PackedRotation
+from isinglass.kernels.threads import for_each, team_size
+from isinglass.runtime.anatomy import Snapshot, can_be_compared
+from isinglass.runtime.layouts import Layout, Packed
 
 CHUNK = 512  # rows
 _Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Unit:
-    """What `merged` makes. `between` is what stands between the MLP's two layers; it may write into its argument."""
+class FusedBlock:
+    """What `merged` makes. `activation` stands between the MLP's two layers; it may write into its argument."""
 
     heads: int
     is_cross: bool
     to_pairs: Affine  # queries and keys side by side, or, if `is_cross` shares them, one for both
     to_value_DD: Tensor
     to_hidden: Affine  # of state and message side by side
-    between: Callable[[Tensor], Tensor]
+    activation: Callable[[Tensor], Tensor]
     to_update: Affine
 
     @classmethod
     def merged(
         cls,
         layers: Sequence[tuple[Tensor, Tensor]],
-        between: Callable[[Tensor], Tensor],
+        activation: Callable[[Tensor], Tensor],
         dtype: torch.dtype,
         *,
         heads: int,
         is_cross: bool,
-    ) -> Unit:
-        """Of four layers (weight, bias): projection, output of the attention, first and last of the MLP.
+    ) -> FusedBlock:
+        """Merge four layers (weight, bias): projection, output of the attention, first and last of the MLP.
 
-        The projection is of queries, keys and values, or of what is both and values.
+        The projection gives queries, keys and values, or one for both queries and keys, and values.
         """
         (project_weight, project_bias), (out_weight, out_bias), (weight, bias), (last_weight, last_bias) = layers
         width = len(out_weight)
@@ -80,82 +79,72 @@ class Unit:
             to_pairs=Affine((project_weight[pairs] * half).to(dtype), (project_bias[pairs] * half).to(dtype)),
             to_value_DD=project_weight[values].to(dtype),
             to_hidden=Affine(hidden_weight.to(dtype), hidden_bias.to(dtype)),
-            between=between,
+            activation=activation,
             to_update=Affine(last_weight.to(dtype), last_bias.to(dtype)),
         )
 
-    def __call__(self, x_TD: Tensor, lengths: Sequence[int], factors_T: Tensor | None = None) -> Tensor:
-        """States (T, D) after the unit; `lengths` sum to T. `factors_T` (T, 1, C / 2, 2) turn queries and keys.
+    def __call__(self, x_TD: Tensor, rotation: PackedRotation | None, layout: Layout) -> Tensor:
+        """Return the states (T, D) after the block; `rotation` turns the queries and keys of self-attention.
 
-        What the points of a view get whose partner has none is finite and means nothing.
+        Where the other view is empty the states are finite and undefined.
         """
-        if x_TD.device.type == "cpu" and has_onednn():
-            return self._by_chunks(x_TD, lengths, factors_T)
-        q_THC, k_THC, v_THC = self._streams(x_TD, factors_T)
-        q_HTC, k_HTC, v_HTC = (x.transpose(0, 1) for x in (q_THC, k_THC, v_THC))
-        message_THC = attend_packed(q_HTC, k_HTC, v_HTC, lengths, int(self.is_cross), scale=math.log(2))
-        return self._updated(torch.cat([x_TD, message_THC.flatten(1)], dim=1), x_TD)
-
-    def at_once(self, x_TD: Tensor, segments: Segments, factors_T: Tensor | None = None) -> Tensor:
-        """The same where the lengths are on the device, and the host does not wait for them."""
-        q_THC, k_THC, v_THC = self._streams(x_TD, factors_T)
-        message_THC = segments.attend(q_THC, k_THC, v_THC, is_cross=self.is_cross, scale=math.log(2))
-        return self._updated(torch.cat([x_TD, message_THC.flatten(1)], dim=1), x_TD)
-
-    def _streams(self, x_TD: Tensor, factors_T: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values (T, H, C)."""
+        rotation = None if self.is_cross else rotation
+        if isinstance(layout, Packed) and x_TD.device.type == "cpu" and has_onednn():
+            return self._by_chunks(x_TD, rotation, layout.lengths)
         pairs_TSC = self.to_pairs(x_TD).unflatten(1, (-1, x_TD.shape[1] // self.heads))
-        if factors_T is not None:
+        if rotation is not None:
             pairs_TSC = pairs_TSC.float()
-            turn(pairs_TSC, factors_T)
+            rotation.apply_(pairs_TSC)
         value_THC = (x_TD @ self.to_value_DD.T).unflatten(1, (self.heads, -1))
         pairs_TSC = pairs_TSC.to(value_THC.dtype)
-        return pairs_TSC[:, : self.heads], pairs_TSC[:, -self.heads :], value_THC
+        queries_keys = pairs_TSC[:, : self.heads], pairs_TSC[:, -self.heads :]
+        message_THC = layout.attend(*queries_keys, value_THC, cross=self.is_cross, scale=math.log(2))
+        return self._updated(torch.cat([x_TD, message_THC.flatten(1)], dim=1), x_TD)
 
-    def _by_chunks(self, x_TD: Tensor, lengths: Sequence[int], factors_T: Tensor | None) -> Tensor:
+    def _by_chunks(self, x_TD: Tensor, rotation: PackedRotation | None, lengths: Sequence[int]) -> Tensor:
         channels, kernel = x_TD.shape[1] // self.heads, fastest_kernel(x_TD.dtype)
         views = [kernel(self.heads, n, channels, x_TD.dtype) for n in lengths]
         queries: dict[int, Tensor] = {}
         new_TD = torch.empty_like(x_TD)
 
-        def show(chunk: Chunk) -> None:
+        def write_keys_and_values(chunk: Chunk) -> None:
             x_ND = padded_rows(x_TD[chunk.start : chunk.end])
             pairs_NSC = self.to_pairs(x_ND).unflatten(1, (-1, channels)).float()
             value_HCN = rows_product(self.to_value_DD, x_ND).unflatten(0, (self.heads, -1))
-            if factors_T is not None:
-                turn(pairs_NSC[: chunk.end - chunk.start], factors_T[chunk.start : chunk.end])
+            if rotation is not None:
+                rotation.apply_(pairs_NSC[: chunk.end - chunk.start], slice(chunk.start, chunk.end))
             queries[chunk.start] = pairs_NSC[:, : self.heads]
             for piece in chunk.pieces:
-                view, rows = views[piece.segment], piece.rows(chunk)
-                view.put(piece.place, pairs_NSC[rows, -self.heads :], value_HCN[:, :, rows])
+                rows = piece.rows(chunk)
+                views[piece.segment].write(piece.place, pairs_NSC[rows, -self.heads :], value_HCN[:, :, rows])
 
-        def look(chunk: Chunk) -> None:
+        def attend_and_update(chunk: Chunk) -> None:
             x_ND, query_NHC = padded_rows(x_TD[chunk.start : chunk.end]), queries.pop(chunk.start)
             both_NE = x_ND.new_empty(len(x_ND), 2 * x_ND.shape[1])
             x_half_ND, message_ND = both_NE.chunk(2, dim=1)
             x_half_ND.copy_(x_ND)
             message_ND[chunk.end - chunk.start :] = 0
             for piece in chunk.pieces:
-                rows = piece.rows(chunk)
+                rows, source = piece.rows(chunk), piece.segment ^ self.is_cross
                 out_NHC = message_ND[rows].unflatten(1, (self.heads, -1))
-                if lengths[piece.segment ^ self.is_cross]:
-                    views[piece.segment ^ self.is_cross].attend(query_NHC[rows], out_NHC)
+                if lengths[source]:
+                    views[source].attend(query_NHC[rows], out_NHC)
                 else:
                     out_NHC.zero_()
             new_TD[chunk.start : chunk.end] = self._updated(both_NE, x_ND)[: chunk.end - chunk.start]
 
         chunks = chunks_of(lengths, team_size())
-        for_each(show, chunks)
-        for_each(look, chunks)
+        for_each(write_keys_and_values, chunks)
+        for_each(attend_and_update, chunks)
         return new_TD
 
     def _updated(self, both_NE: Tensor, x_ND: Tensor) -> Tensor:
-        """States after the MLP of states and messages (N, 2 D)."""
-        return self.to_update.plus(self.between(self.to_hidden(both_NE)), x_ND)
+        """Return the states after the MLP of states and messages (N, 2 D)."""
+        return self.to_update.plus(self.activation(self.to_hidden(both_NE)), x_ND)
 
 
 class Piece(NamedTuple):
-    """Tokens of one segment: where they are among all, and the first one's place in the segment."""
+    """Tokens of one segment: where they are in the buffer, and the first one's place in the segment."""
 
     segment: int
     start: int
@@ -163,7 +152,7 @@ class Piece(NamedTuple):
     place: int
 
     def rows(self, chunk: Chunk) -> slice:
-        """Its rows of the chunk."""
+        """Return its rows of the chunk."""
         return slice(self.start - chunk.start, self.end - chunk.start)
 
 
@@ -176,7 +165,7 @@ class Chunk(NamedTuple):
 
 
 def chunks_of(lengths: Sequence[int], threads: int) -> list[Chunk]:
-    """All tokens in even chunks, as many for each thread, of at most CHUNK rows and, but for the last, whole ROWS."""
+    """Cut all tokens into even chunks of at most CHUNK rows, as many for each thread, all whole ROWS but the last."""
     ends = list(itertools.accumulate(lengths))
     blocks = -(-sum(lengths) // ROWS)
     count = min(blocks, threads * -(-blocks * ROWS // (threads * CHUNK)))
@@ -193,7 +182,7 @@ def chunks_of(lengths: Sequence[int], threads: int) -> list[Chunk]:
 
 
 def parameters_of(linear: nn.Linear) -> tuple[Tensor, Tensor]:
-    """Weight (D, C) and bias (D,)."""
+    """Return weight (D, C) and bias (D,)."""
     return linear.weight.detach(), linear.bias.detach()
 
 

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from isinglass.ops import threads
-from isinglass.ops.threads import for_each, in_team, team_size
+from isinglass.kernels import threads
+from isinglass.kernels.threads import for_each, in_team, team_size
 
 
 @pytest.fixture(params=[1, 2, 3])

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from isinglass.ops.convolution import product
+from isinglass.kernels.convolution import product
 
 CHUNK = 1024  # pixels convolved at once for each thread, so that what they read stays in the cache
 

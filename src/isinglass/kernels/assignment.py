@@ -6,13 +6,14 @@ In the log domain, except `sinkhorn_matches`. Shapes: B pairs, M keypoints in vi
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from isinglass.ops.linear import padded_rows, rows_product
-from isinglass.ops.threads import for_each
+from isinglass.kernels.linear import padded_rows, rows_product
+from isinglass.kernels.threads import for_each
 
 BLOCK = 256  # rows of an assignment at once
 LARGEST = 1e30  # product of the factors of a row and a column up to which Sinkhorn's iteration is exact to 1e-7
@@ -43,13 +44,16 @@ def log_sinkhorn(
     iterations: int,
     mask0_BM: Tensor | None = None,
     mask1_BN: Tensor | None = None,
+    *,
+    after: Callable[[int, Callable[[], Tensor]], None] | None = None,
 ) -> Tensor:
-    """Log of the augmented assignment (B, M + 1, N + 1), SuperGlue eq. 8 and 9 and supplementary section A.
+    """Return the log of the augmented assignment (B, M + 1, N + 1), SuperGlue eq. 8, 9 and supplementary section A.
 
     Every keypoint may go to the other view's dustbin, which has the constant `bin_score` (a scalar). Row i < M of the
     result sums (as probabilities) to 1, the dustbin's row to N; columns likewise. Where a mask (bool) is False there is
     no keypoint: it is not counted, its entries are finite but very low, and what finite similarity it has changes
-    nothing. Computed in float32 at least.
+    nothing. Computed in float32 at least. `after(i, result)` is called after iteration i, from 1; `result()` is the log
+    of the assignment as it is then.
     """
     similarity_BMN = similarity_BMN.to(torch.promote_types(similarity_BMN.dtype, torch.float32))
     batch, m, n = similarity_BMN.shape
@@ -63,10 +67,16 @@ def log_sinkhorn(
     log_mu = _finite_log(torch.cat([real0_BM, count1_B1], dim=1)) - log_total_B1
     log_nu = _finite_log(torch.cat([real1_BN, count0_B1], dim=1)) - log_total_B1
     u, v = torch.zeros_like(log_mu), F.pad(_finite_log(real1_BN), (0, 1))
-    for _ in range(iterations):
+
+    def result() -> Tensor:
+        return couplings + u[:, :, None] + v[:, None, :] + log_total_B1[:, :, None]
+
+    for i in range(iterations):
         u = log_mu - torch.logsumexp(couplings + v[:, None, :], dim=2)
         v = log_nu - torch.logsumexp(couplings + u[:, :, None], dim=1)
-    return couplings + u[:, :, None] + v[:, None, :] + log_total_B1[:, :, None]
+        if after is not None:
+            after(i + 1, result)
+    return result()
 
 
 def sinkhorn_matches(

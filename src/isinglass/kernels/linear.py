@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isinglass.errors import InputError
-from isinglass.ops.threads import on_one_thread
+from isinglass.kernels.threads import on_one_thread
 
 SLOW = 1.1  # times as long as in float32, from which on bfloat16 is warned of
 ROWS = 64  # a product of another shape costs oneDNN milliseconds at first: rows come in multiples of this

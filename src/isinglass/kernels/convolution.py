@@ -19,8 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from isinglass.ops.anatomy import modification
-from isinglass.ops.linear import ROWS, Affine, rows_product
+from isinglass.kernels.linear import ROWS, Affine, rows_product
 
 SELU_SCALE = 1.0507009873554804934193349852946  # lambda and alpha of Klambauer et al., NeurIPS 2017, arXiv 1706.02515
 SELU_ALPHA = 1.6732632423543772848170429916717
@@ -150,20 +149,6 @@ def fused(model: _Model) -> _Model:
             layers.append(layer)
         module._modules = {str(i): layer for i, layer in enumerate(layers)}
     return model
-
-
-def may_be_rearranged(network: nn.Module, kind: type[nn.Module], image: Tensor) -> bool:
-    """Return whether rearranged layers may stand for the modules of a network.
-
-    They may for an unmodified network of `kind` whose `execution` is not "plain": in float32 on a CPU, neither in
-    training, wholly or in part, nor under autocast.
-    """
-    if getattr(network, "execution", "auto") == "plain" or torch.is_autocast_enabled("cpu"):
-        return False
-    dtypes = {image.dtype, *(parameter.dtype for parameter in network.parameters())}
-    if image.device.type != "cpu" or dtypes != {torch.float32} or any(part.training for part in network.modules()):
-        return False
-    return modification(network, kind) is None
 
 
 # ---- maps and strips of them

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from isinglass.ops import convolution
-from isinglass.ops.convolution import (
+from isinglass.kernels import convolution
+from isinglass.kernels.convolution import (
     SELU_SCALE,
     Folded,
     Upsampled,

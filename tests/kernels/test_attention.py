@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from isinglass.ops import attention
-from isinglass.ops.attention import Blocked, Dense, Fused, Packed, agree_on_kernel, fastest_kernel, reference_attention
-from isinglass.ops.linear import has_onednn
+from isinglass.kernels import attention
+from isinglass.kernels.attention import KERNELS, agree_on_kernel, attention_, fastest_kernel, kernel_name
+from isinglass.kernels.linear import has_onednn
+from isinglass.runtime.layouts import Dense, Packed
 
 HEADS, SIZE = 2, 8
 
@@ -26,12 +27,12 @@ def reference(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], cross: bool) 
     for i in range(len(lengths)):
         j = i ^ 1 if cross else i
         heads_first = (x.transpose(0, 1) for x in (qs[i], ks[j], vs[j]))
-        out.append(reference_attention(*heads_first).transpose(0, 1) if lengths[j] else torch.zeros_like(qs[i]))
+        out.append(attention_(*heads_first).transpose(0, 1) if lengths[j] else torch.zeros_like(qs[i]))
     return torch.cat(out)
 
 
 def run(layout: Dense | Packed, q: Tensor, k: Tensor, v: Tensor, cross: bool) -> Tensor:
-    return layout.attend_cross(q, k, v) if cross else layout.attend_self(q, k, v)
+    return layout.attend(q, k, v, cross=cross)
 
 
 def dense_of(x: Tensor, lengths: list[int], fill: float) -> Tensor:
@@ -45,7 +46,7 @@ def test_reference_by_hand():
     q = torch.tensor([[[2.0]]])  # one head, one query, one channel
     k, v = torch.tensor([[[0.0], [0.5]]]), torch.tensor([[[3.0], [7.0]]])
     weight = torch.e / (1 + torch.e)  # of the second: softmax of (0, 1)
-    assert reference_attention(q, k, v).item() == pytest.approx(3 + 4 * weight)
+    assert attention_(q, k, v).item() == pytest.approx(3 + 4 * weight)
 
 
 @pytest.mark.parametrize("cross", [False, True])
@@ -75,9 +76,9 @@ def test_cross_looks_at_the_partner_only():
     q, k, v = tokens(12)
     layout, changed = Packed((3, 4, 2, 3)), v.clone()
     changed[3:7] += 1.0  # view 1 of pair 0
-    same = (layout.attend_cross(q, k, v) == layout.attend_cross(q, k, changed)).flatten(1).all(dim=1)
+    same = (layout.attend(q, k, v, cross=True) == layout.attend(q, k, changed, cross=True)).flatten(1).all(dim=1)
     assert same.tolist() == [False] * 3 + [True] * 9
-    same = (layout.attend_self(q, k, v) == layout.attend_self(q, k, changed)).flatten(1).all(dim=1)
+    same = (layout.attend(q, k, v, cross=False) == layout.attend(q, k, changed, cross=False)).flatten(1).all(dim=1)
     assert same.tolist() == [True] * 3 + [False] * 4 + [True] * 5
 
 
@@ -92,44 +93,45 @@ def test_empty_views_give_zeros_and_finite_gradients(cross):
     assert all(x.grad is None or bool(x.grad.isfinite().all()) for x in (q, k, v))
 
 
-@pytest.mark.parametrize("kernel", [Blocked, Fused])
+@pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (64, 64), (100, 130), (700, 65), (513, 512)])
 @torch.inference_mode()
-def test_either_kernel_is_the_reference(monkeypatch, kernel, dtype, queries, keys):
+def test_either_kernel_is_the_reference(monkeypatch, name, dtype, queries, keys):
     """Several blocks, keys that only fill up, keys in two parts, and similarities that bfloat16 cannot hold."""
-    if kernel is Blocked and not has_onednn():
+    if name == "Blocked" and not has_onednn():
         pytest.skip("this build of torch has no oneDNN")
     monkeypatch.setattr(attention, "BLOCK_NUMBERS", 128 * 192)
     generator = torch.Generator().manual_seed(queries)
     q, k, v = (torch.randn(n, HEADS, 64, generator=generator).to(dtype) for n in (queries, keys, keys))
-    if kernel is Blocked:
+    if name == "Blocked":
         q, k = q.float() * 10, k.float() * 2
-    seen, cut = kernel(HEADS, keys, 64, dtype), keys // 3
+    view, cut = KERNELS[name](HEADS, keys, 64, dtype), keys // 3
     for start, end in ((cut, keys), (0, cut)):
-        seen.put(start, k[start:end], v[start:end].permute(1, 2, 0))
+        view.write(start, k[start:end], v[start:end].permute(1, 2, 0))
     out = torch.full((queries, HEADS, 64), torch.nan, dtype=dtype)
-    seen.attend(q.float() * (64**-0.5 / math.log(2)), out)
-    expected = reference_attention(*(x.float().transpose(0, 1) for x in (q, k, v))).transpose(0, 1)
+    view.attend(q.float() * (64**-0.5 / math.log(2)), out)
+    expected = attention_(*(x.float().transpose(0, 1) for x in (q, k, v))).transpose(0, 1)
     torch.testing.assert_close(out.float(), expected, rtol=0, atol=5e-5 if dtype == torch.float32 else 0.03)
 
 
 def test_the_kernel_is_chosen_once():
     assert fastest_kernel(torch.float32) is fastest_kernel(torch.float32)
-    assert fastest_kernel(torch.bfloat16) in (Blocked, Fused)
+    assert fastest_kernel(torch.bfloat16) in KERNELS.values()
+    assert KERNELS[kernel_name(torch.float32)] is fastest_kernel(torch.float32)
 
 
 def test_the_kernel_can_be_agreed_on(monkeypatch):
     """By an environment variable, or by processes that belong together."""
     fastest_kernel.cache_clear()
     try:
-        for name, kernel in {"Blocked": Blocked, "Fused": Fused}.items():
+        for name, kernel in KERNELS.items():
             monkeypatch.setenv("ISINGLASS_ATTENTION", name)
             fastest_kernel.cache_clear()
             assert fastest_kernel(torch.float32) is kernel
         agree_on_kernel("Blocked")
-        assert fastest_kernel(torch.float32) is Blocked
+        assert kernel_name(torch.float32) == "Blocked"
     finally:
         agree_on_kernel("")
     monkeypatch.delenv("ISINGLASS_ATTENTION")
-    assert fastest_kernel(torch.float32) in (Blocked, Fused)
+    assert fastest_kernel(torch.float32) in KERNELS.values()

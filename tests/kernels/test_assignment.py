@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from isinglass.ops import assignment
-from isinglass.ops.assignment import (
+from isinglass.kernels import assignment
+from isinglass.kernels.assignment import (
     double_softmax_matches,
     log_double_softmax,
     log_sinkhorn,

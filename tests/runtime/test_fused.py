@@ -1,4 +1,4 @@
-"""The attention unit for inference against the plain modules; what is prepared follows the weights."""
+"""The fused attention block against the plain modules; what is prepared follows the weights."""
 
 import copy
 import pickle
@@ -8,15 +8,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isinglass.matchers.lightglue import LightGlue, LightGlueConfig
-from isinglass.matchers.lightglue_layers import SelfAttention
+from isinglass.kernels.linear import ROWS, has_onednn
+from isinglass.kernels.rotary import Rotation
+from isinglass.kernels.threads import in_team
+from isinglass.matchers.lightglue import LightGlue, LightGlueConfig, SelfAttention
 from isinglass.matchers.superglue import SuperGlue, SuperGlueConfig
-from isinglass.ops import units
-from isinglass.ops.attention import Packed
-from isinglass.ops.linear import ROWS, has_onednn
-from isinglass.ops.rotary import Rotation
-from isinglass.ops.threads import in_team
-from isinglass.ops.units import chunks_of, prepared
+from isinglass.runtime import fused
+from isinglass.runtime.fused import chunks_of, prepared
+from isinglass.runtime.layouts import Packed
+from isinglass.runtime.runner import fused_layers
 from support import make_pair
 
 WIDTH, HEADS, LENGTHS = 64, 4, (40, 70, 3, 0, 90, 11)
@@ -41,7 +41,7 @@ def lively(module):
 def way(request, monkeypatch):
     """As CPUs with oneDNN do it, and as all else does."""
     if request.param == "at once":
-        monkeypatch.setattr(units, "has_onednn", lambda: False)
+        monkeypatch.setattr(fused, "has_onednn", lambda: False)
     elif not has_onednn():
         pytest.skip("this build of torch has no oneDNN")
 
@@ -60,29 +60,29 @@ def same(found, expected, dtype):
 @pytest.mark.usefixtures("way")
 @in_team
 @torch.inference_mode()
-def test_units_of_lightglue_are_its_layers(monkeypatch, dtype, chunk):
-    monkeypatch.setattr(units, "CHUNK", chunk)
+def test_blocks_of_lightglue_are_its_layers(monkeypatch, dtype, chunk):
+    monkeypatch.setattr(fused, "CHUNK", chunk)
     torch.manual_seed(0)
     layer = lively(LightGlue(LightGlueConfig(input_size=WIDTH, width=WIDTH, heads=HEADS, layers=1)).layers[0])
     angle = torch.randn(sum(LENGTHS), 1, WIDTH // HEADS // 2).repeat_interleave(2, dim=-1)
     rotation = Rotation(angle.cos(), angle.sin())
     x = states()
-    for unit, expected, factors in (
-        (layer.self_attention, layer.self_attention(x, rotation, Packed(LENGTHS)), rotation.as_factors()),
-        (layer.cross_attention, layer.cross_attention(x, Packed(LENGTHS)), None),
+    for block, expected in (
+        (layer.self_attention, layer.self_attention(x, rotation, Packed(LENGTHS))),
+        (layer.cross_attention, layer.cross_attention(x, Packed(LENGTHS))),
     ):
-        same(unit.prepared(dtype)(x.to(dtype), LENGTHS, factors), expected, dtype)
+        same(block.fused(dtype)(x.to(dtype), rotation.packed(), Packed(LENGTHS)), expected, dtype)
 
 
 @pytest.mark.parametrize("dtype", LOOSE)
 @pytest.mark.parametrize("cross", [False, True])
 @pytest.mark.usefixtures("way")
 @torch.inference_mode()
-def test_units_of_superglue_are_its_layers(dtype, cross):
+def test_blocks_of_superglue_are_its_layers(dtype, cross):
     torch.manual_seed(0)
-    layer = lively(SuperGlue(SuperGlueConfig(width=WIDTH, heads=HEADS, layers=1, encoder_widths=(8,))).layers[0])
-    x = states()
-    same(layer.prepared(dtype, cross)(x.to(dtype), LENGTHS), layer(x, Packed(LENGTHS), cross), dtype)
+    model = SuperGlue(SuperGlueConfig(width=WIDTH, heads=HEADS, layers=2, encoder_widths=(8,)))
+    layer, x = lively(model.layers[int(cross)]), states()
+    same(layer.fused(dtype)(x.to(dtype), None, Packed(LENGTHS)), layer(x, None, Packed(LENGTHS)), dtype)
 
 
 @given(
@@ -96,7 +96,7 @@ def test_chunks_have_every_token_once(lengths, threads):
     assert tokens == [(segment, place) for segment, n in enumerate(lengths) for place in range(n)]
     assert [row for one in pieces for row in range(one.start, one.end)] == list(range(sum(lengths)))
     sizes = [chunk.end - chunk.start for chunk in chunks]
-    assert max(sizes) <= units.CHUNK and all(size % ROWS == 0 for size in sizes[:-1])
+    assert max(sizes) <= fused.CHUNK and all(size % ROWS == 0 for size in sizes[:-1])
     assert max(sizes) - min(sizes) < 2 * ROWS
     assert len(chunks) % threads == 0 or max(sizes) <= ROWS
     assert all(chunk.pieces[0].start == chunk.start and chunk.pieces[-1].end == chunk.end for chunk in chunks)
@@ -107,11 +107,11 @@ def test_what_is_prepared_follows_the_weights_and_never_travels():
     model = LightGlue(LightGlueConfig(input_size=WIDTH, width=WIDTH, heads=HEADS, layers=2))
     pair = make_pair(20, 30, channels=WIDTH)
     first = model.match(*pair).scores
-    kept = model._prepared()
-    assert model._prepared() is kept
+    kept = fused_layers(model)
+    assert fused_layers(model) is kept
     with torch.no_grad():
         model.layers[0].self_attention.qkv.weight.mul_(3)
-    assert model._prepared() is not kept
+    assert fused_layers(model) is not kept
     changed = model.match(*pair).scores
     assert not torch.allclose(first, changed)
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
@@ -124,12 +124,12 @@ def test_a_module_is_not_kept_alive():
     made = []
     module = torch.nn.Linear(2, 2)
     prepared(module, torch.float32, lambda: made.append(1))
-    before = len(units._PREPARED)
+    before = len(fused._PREPARED)
     del module
-    assert len(units._PREPARED) == before - 1 and made == [1]
+    assert len(fused._PREPARED) == before - 1 and made == [1]
 
 
 def test_self_attention_needs_no_rotation():
-    unit = SelfAttention(WIDTH, HEADS).prepared(torch.float32)
+    block = SelfAttention(WIDTH, HEADS).fused(torch.float32)
     with torch.inference_mode():
-        assert unit(states(), LENGTHS).isfinite().all()
+        assert block(states(), None, Packed(LENGTHS)).isfinite().all()

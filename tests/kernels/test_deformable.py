@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isinglass.ops import deformable
-from isinglass.ops.deformable import (
+from isinglass.kernels import deformable
+from isinglass.kernels.deformable import (
     Frame,
     Squares,
     bilinear_squares,

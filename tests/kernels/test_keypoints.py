@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from isinglass.ops.keypoints import (
+from isinglass.kernels.keypoints import (
     clear_border,
     distinct,
     flat_to_xy,

@@ -1,0 +1,1 @@
+"""How networks are run: the loop over layers, packed buffers, fused blocks, CUDA graphs."""
