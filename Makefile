@@ -15,6 +15,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= demo
 ARGS ?=
+WORKERS ?= 2
 FUZZ ?=
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input -c constraints.txt
 PAIR := import importlib.util, pathlib; print(pathlib.Path(importlib.util.find_spec("skimage").origin).parent / "data")
@@ -34,7 +35,7 @@ demo: $(VENV)/.demo
 	echo "The picture: $$(ls -t "$(OUT)"/*.png | head -n 1)"
 
 test: $(VENV)/.dev
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check
