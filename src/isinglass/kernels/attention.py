@@ -63,8 +63,8 @@ class BlockedKeyValues:
 
     def __init__(self, heads: int, num_keys: int, channels: int, dtype: torch.dtype) -> None:
         self.num_keys = num_keys
-        self.key_HMC = torch.empty(heads, padded(num_keys), channels, dtype=torch.float32)
-        self.value_HCM = torch.empty(heads, channels, padded(num_keys), dtype=dtype)
+        self.key_HMC = torch.empty(heads, padded(num_keys), channels, dtype=torch.float32, device="cpu")
+        self.value_HCM = torch.empty(heads, channels, padded(num_keys), dtype=dtype, device="cpu")
         self.key_HMC[:, num_keys:] = 0
         self.value_HCM[:, :, num_keys:] = 0
 
@@ -93,7 +93,7 @@ class TorchKeyValues:
     """`KeyValues` by torch's attention."""
 
     def __init__(self, heads: int, num_keys: int, channels: int, dtype: torch.dtype) -> None:
-        self.key_HMC, self.value_HMC = torch.empty(2, heads, num_keys, channels, dtype=dtype)
+        self.key_HMC, self.value_HMC = torch.empty(2, heads, num_keys, channels, dtype=dtype, device="cpu")
 
     def write(self, start: int, key_NHC: Tensor, value_HCN: Tensor) -> None:
         """See KeyValues."""
@@ -137,10 +137,11 @@ def fastest_kernel(dtype: torch.dtype) -> Kernel:
     seconds: dict[Kernel, list[float]] = {kernel: [] for kernel in KERNELS.values()}
 
     def time_both(_: int) -> None:
-        query, out = torch.ones(512, 4, 64), torch.empty(512, 4, 64, dtype=dtype)
+        query = torch.ones(512, 4, 64, device="cpu")
+        out = torch.empty(512, 4, 64, dtype=dtype, device="cpu")
         views = [kernel(4, 512, 64, dtype) for kernel in seconds]
         for view in views:
-            view.write(0, query, torch.ones(4, 64, 512))
+            view.write(0, query, torch.ones(4, 64, 512, device="cpu"))
         for _ in range(8):  # in turn, so that what else the machine does slows both
             for view in views:
                 start = time.perf_counter()
