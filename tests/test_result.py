@@ -106,7 +106,7 @@ def test_arrays_of_features_and_matches():
 
 
 class KeyPoint:
-    """As OpenCV's: degrees, and -1 for an angle that was not estimated."""
+    """A keypoint like OpenCV's: its angle is in degrees, and -1 where it was not estimated."""
 
     def __init__(self, x, y, angle=90.0):
         self.pt, self.size, self.angle, self.response = (x, y), 7.0, angle, 0.3

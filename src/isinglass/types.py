@@ -346,7 +346,7 @@ class Matcher(Protocol):
 
     @property
     def name(self) -> str:
-        """As written into its matches."""
+        """Name that is written into its matches."""
         ...
 
     def match(self, features0: Features, features1: Features) -> Matches:

@@ -133,7 +133,7 @@ def test_layers_of_aliked_that_are_rearranged_run_where_they_are_hooked(part):
 
 @pytest.mark.parametrize("part", [*PARTS_OF_ALIKED, "block3.conv1", "desc_head"])
 def test_any_part_of_aliked_may_stand_in_a_wrapper(part):
-    """As adapters such as LoRA put themselves around a layer."""
+    """A wrapper around a layer, as adapters such as LoRA are."""
     model = network(ALIKED)
     with torch.inference_mode():
         before = model.extract(IMAGE)

@@ -137,7 +137,8 @@ def test_buffers_shrink_a_layer_after_points_left(monkeypatch):
 
 def test_workspaces_are_few(monkeypatch):
     monkeypatch.setattr(cuda_graph, "WORKSPACES", 2)
-    graphs = Graphs(model_of(LIGHTGLUE))
+    model = model_of(LIGHTGLUE)
+    graphs = Graphs(model, model.fused_layers(torch.float32))
     made = []
     for count in (40, 100, 40, 300, 40, 100):
         x_AD, rotation = torch.randn(2 * count, 32), PackedRotation(torch.randn(2 * count, 1, 8, 2))

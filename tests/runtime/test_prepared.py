@@ -321,3 +321,13 @@ def test_a_snapshot_sees_odd_tensors():
             assert snapshot.holds(module)
     module.b1 = module.b1.double()
     assert not snapshot.holds(module)
+
+
+def test_weights_are_compared_once_a_call_however_many_chunks(monkeypatch):
+    model, calls = network("lightglue"), []
+    model.max_tokens = 1
+    model.match(*PAIR)
+    holds = Snapshot.holds
+    monkeypatch.setattr(Snapshot, "holds", lambda self, network: (calls.append(1), holds(self, network))[1])
+    model.match_many([PAIR[0]] * 3, [PAIR[1]] * 3)
+    assert calls == [1]

@@ -208,7 +208,7 @@ class LightGlue(Pretrained, nn.Module):
 
     @property
     def name(self) -> str:
-        """As written into its matches."""
+        """Name that is written into its matches."""
         return self.weights_name
 
     @property

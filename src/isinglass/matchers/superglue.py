@@ -144,7 +144,7 @@ class SuperGlue(Pretrained, nn.Module):
 
     @property
     def name(self) -> str:
-        """As written into its matches."""
+        """Name that is written into its matches."""
         return self.weights_name
 
     @property

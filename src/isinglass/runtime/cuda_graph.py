@@ -39,23 +39,23 @@ WORKSPACES = 8  # of different sizes are kept, with their graphs
 NUMBERS_A_TOKEN = 2048  # that a chunk's matrices may have
 
 
-def match_pairs(network: Network, pairs: Sequence[Pair]) -> list[Matches]:
-    """Match each pair, in order; pairs of like size go through the layers together."""
+def match_pairs(network: Network, blocks: Sequence[Sequence[Any]], pairs: Sequence[Pair]) -> list[Matches]:
+    """Match each pair, in order, by the fused blocks of each layer; pairs of like size go through them together."""
     counts = [(view0.keypoints.shape[1], view1.keypoints.shape[1]) for view0, view1 in pairs]
     whole = [i for i, count in enumerate(counts) if all(count)]
     results = {i: _nothing(network, count) for i, count in enumerate(counts) if not all(count)}
     most = network.max_tokens
     for chunk in bucket_by_length([counts[i] for i in whole], most, most * NUMBERS_A_TOKEN):
         places = [whole[i] for i in chunk]
-        results |= dict(zip(places, _match_chunk(network, [pairs[i] for i in places]), strict=True))
+        results |= dict(zip(places, _match_chunk(network, blocks, [pairs[i] for i in places]), strict=True))
     return [results[i] for i in range(len(pairs))]
 
 
-def _match_chunk(network: Any, pairs: Sequence[Pair]) -> list[Matches]:
+def _match_chunk(network: Any, blocks: Sequence[Sequence[Any]], pairs: Sequence[Pair]) -> list[Matches]:
     views = [view for pair in pairs for view in pair]
     lengths = [view.keypoints.shape[1] for view in views]
     x_AD, position = network.encode(Inputs.packed(views, next(network.parameters())))
-    graphs: Graphs = prepared(network, ("graphs", network.compute_dtype), lambda: Graphs(network))
+    graphs: Graphs = prepared(network, ("graphs", network.compute_dtype), lambda: Graphs(network, blocks))
     position = None if position is None else position.packed()
     ended = graphs.run(x_AD.to(network.compute_dtype), position, lengths)
     matches = _matches(network, ended, lengths)
@@ -115,9 +115,9 @@ def _matches(network: Network, ended: Ended, lengths: Sequence[int]) -> list[tup
 class Graphs:
     """The fused layers of a network, and an LRU cache of workspaces, keyed by shape. One thread at a time runs them."""
 
-    def __init__(self, network: Any) -> None:
+    def __init__(self, network: Any, blocks: Sequence[Sequence[Any]]) -> None:
         self.network = copy.copy(network)  # the same modules, but not the object that this is kept for
-        self.layers = network.fused_layers(network.compute_dtype)
+        self.layers = blocks
         self.workspaces: OrderedDict[Sizes, Workspace] = OrderedDict()
         self.lock = threading.Lock()
 

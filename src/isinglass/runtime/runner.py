@@ -101,7 +101,7 @@ class Network(Protocol):
 
     @property
     def name(self) -> str:
-        """As written into its matches."""
+        """Name that is written into its matches."""
         ...
 
     @property
@@ -172,7 +172,8 @@ def match_many(
     """
     execution = execution_of(network, kind, own_methods(kind))
     pairs = check_network_pairs(network, features0, features1)
-    if execution != "plain" and not fused_layers(network):
+    blocks = [] if execution == "plain" else fused_layers(network)  # once: it compares all weights with a copy
+    if execution != "plain" and not blocks:
         if network.execution != "auto":
             raise InputError(
                 f"execution is {network.execution!r}, whose blocks compute something else than the layers of this "
@@ -182,11 +183,11 @@ def match_many(
     if execution == "cuda_graph":
         from isinglass.runtime import cuda_graph
 
-        return cuda_graph.match_pairs(network, pairs)
+        return cuda_graph.match_pairs(network, blocks, pairs)
     return [
         matches
         for chunk in chunk_pairs(pairs, network.max_tokens)
-        for matches in (_match_fused(network, chunk) if execution == "fused" else _match_plain(network, kind, chunk))
+        for matches in (_match_fused(network, blocks, chunk) if blocks else _match_plain(network, kind, chunk))
     ]
 
 
@@ -235,14 +236,14 @@ def _plain(network: Network) -> Strategy:
     return Strategy(network.encode, [in_precision(layer) for layer in network.layers], matches)
 
 
-def _fused(network: Any) -> Strategy:
+def _fused(network: Any, blocks: Sequence[Sequence[Any]]) -> Strategy:
     def encode(inputs: Inputs) -> tuple[Tensor, Any]:
         x, position = network.encode(inputs)
         return x.to(network.compute_dtype), None if position is None else position.packed()
 
-    first, *others = fused_layers(network)
+    first, *others = blocks
     meeting = next((i for i, block in enumerate(first) if block.is_cross), len(first))
-    layers = [_Chain(blocks) for blocks in (first[meeting:], *others)]
+    layers = [_Chain(chain) for chain in (first[meeting:], *others)]
     return Strategy(encode, layers, network.fused_matches, first[:meeting])
 
 
@@ -295,8 +296,8 @@ def _match_plain(network: Network, kind: type[nn.Module], pairs: Sequence[Pair])
 
 
 @in_team
-def _match_fused(network: Network, pairs: Sequence[Pair]) -> list[Matches]:
-    return _match_packed(network, pairs, _fused(network))
+def _match_fused(network: Network, blocks: Sequence[Sequence[Any]], pairs: Sequence[Pair]) -> list[Matches]:
+    return _match_packed(network, pairs, _fused(network, blocks))
 
 
 class _Watched(NamedTuple):
